@@ -1,0 +1,43 @@
+"""Parameter-Efficient Masking Networks (Bai et al., NeurIPS 2022): the reference.
+
+A small random prototype fills every convolution and linear weight of a network and is never
+trained; what is learned is one score per weight, and a weight is kept where its score is large:
+
+    shapes -> prototype -> weights        make_prototype, fill_weights
+    scores -> masks                       apply_mask
+    weights x masks -> the network        masked_forward
+
+Plain functions over plain ``dict[str, Tensor]``, keyed by parameter name. Read the modules in the
+order of the imports below.
+"""
+
+from pemn_ref.prototype import Strategy, make_prototype, mask, mp, one_layer, prototype_length, rp
+from pemn_ref.fill import fill_weights
+from pemn_ref.masks import apply_mask, init_scores, kept, score_mask
+from pemn_ref.forward import maskable_shapes, masked_forward
+from pemn_ref.state import State, init, materialize
+from pemn_ref.accounting import Storage, storage
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "State",
+    "Storage",
+    "Strategy",
+    "apply_mask",
+    "fill_weights",
+    "init",
+    "init_scores",
+    "kept",
+    "make_prototype",
+    "mask",
+    "maskable_shapes",
+    "masked_forward",
+    "materialize",
+    "mp",
+    "one_layer",
+    "prototype_length",
+    "rp",
+    "score_mask",
+    "storage",
+]

@@ -1,0 +1,54 @@
+"""What a masked network costs to store, by the paper's accounting and by that of a whole model."""
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from torch import Tensor
+
+from pemn_ref.prototype import Shapes, Strategy, prototype_groups
+
+
+class Storage(NamedTuple):
+    """Sizes of a masked network. Compressions are fractions of the dense size that is saved."""
+
+    weights: int
+    """N: maskable weights, one mask bit each."""
+    unique: int
+    """U: values in the prototypes, 32 bits each."""
+    paper: float
+    """Compression by the paper's accounting: ``1 - (N + 32 U) / (32 N)``, of maskable weights."""
+    whole: float
+    """Compression of the whole model, ``1 - bits / dense_bits``."""
+    bits: int
+    """Masks, prototypes and all other tensors."""
+    dense_bits: int
+    """The dense float32 weights and all other tensors."""
+
+
+def storage(shapes: Shapes, strategy: Strategy, others: Iterable[Tensor] = ()) -> Storage:
+    """Count what a masked network needs (paper, section 4; *others* are our addition).
+
+    ``others`` are the tensors beside the maskable weights, each at its own width: the rest and the
+    persistent buffers. The paper leaves them out of both sides.
+
+    Raises:
+        ValueError: if ``shapes`` is empty or a weight has no elements.
+
+    >>> from pemn_ref import rp
+    >>> storage({"a": (64, 64, 3, 3), "fc": (10, 64)}, rp(1e-2))[:3]
+    (37504, 369, 0.9589...)
+    """
+    unique = sum(group.length for group in prototype_groups(shapes, strategy).values())
+    weights = sum(math.prod(shape) for shape in shapes.values())
+    other_bits = sum(8 * tensor.element_size() * tensor.numel() for tensor in others)
+    bits = weights + 32 * unique
+    dense_bits = 32 * weights
+    return Storage(
+        weights=weights,
+        unique=unique,
+        paper=1 - bits / dense_bits,
+        whole=1 - (bits + other_bits) / (dense_bits + other_bits),
+        bits=bits + other_bits,
+        dense_bits=dense_bits + other_bits,
+    )

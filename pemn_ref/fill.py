@@ -1,0 +1,43 @@
+"""Filling: where the value of each weight comes from."""
+
+import math
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from pemn_ref.checks import check_shapes
+from pemn_ref.prototype import Shapes, Strategy
+
+
+def fill_weights(
+    prototype: Mapping[str, Tensor], shapes: Shapes, strategy: Strategy
+) -> dict[str, Tensor]:
+    """Tile the prototype into every weight: element i (row-major) takes ``prototype[i mod L]``.
+
+    Every layer starts at the beginning of its prototype. Returns name -> weight of its shape, in
+    the dtype and on the device of the prototype, cut from its graph (paper, section 3).
+
+    Raises:
+        ValueError: if a weight has no elements, or its prototype is missing, empty or not 1-D.
+
+    >>> import torch
+    >>> from pemn_ref import rp
+    >>> fill_weights({"all": torch.arange(3)}, {"fc.weight": (2, 4)}, rp(0.5))["fc.weight"]
+    tensor([[0, 1, 2, 0],
+            [1, 2, 0, 1]])
+    """
+    check_shapes(shapes)
+    weights = {}
+    for name, shape in shapes.items():
+        group = strategy.group(name, shape)
+        if group not in prototype:
+            raise ValueError(f"{name} needs the prototype {group!r}, got only {sorted(prototype)}")
+        values = prototype[group].detach()
+        if values.ndim != 1 or len(values) == 0:
+            raise ValueError(
+                f"prototype {group!r} must be 1-D and not empty, got shape {tuple(values.shape)}"
+            )
+        numel = math.prod(shape)
+        copies = -(-numel // len(values))  # rounded up
+        weights[name] = values[:numel].repeat(copies)[:numel].reshape(tuple(shape))
+    return weights

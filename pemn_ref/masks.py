@@ -1,0 +1,100 @@
+"""The mask: one learned score per weight, the largest of each layer kept (edge-popup)."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from pemn_ref.checks import check_fraction, check_same, check_shapes
+from pemn_ref.prototype import Shapes, fan_in, random_stream
+
+
+def init_scores(shapes: Shapes, *, seed: int) -> dict[str, Tensor]:
+    """Draw the scores: Kaiming uniform with a = sqrt(5) of each layer's own (released code).
+
+    Returns name -> scores of the weight's shape, float32 on the CPU, uniform within
+    ``±1 / sqrt(fan_in)``. The global random state is neither read nor moved.
+
+    Raises:
+        ValueError: if ``shapes`` is empty, a weight has no elements or ``seed`` is not an int.
+
+    >>> scores = init_scores({"fc.weight": (10, 16)}, seed=0)["fc.weight"]
+    >>> scores.shape, bool(scores.abs().max() <= 1 / 4)
+    (torch.Size([10, 16]), True)
+    """
+    check_shapes(shapes)
+    generator = random_stream("scores", seed)
+    return {
+        name: (2 * torch.rand(tuple(shape), generator=generator, dtype=torch.float32) - 1)
+        / math.sqrt(fan_in(shape))
+        for name, shape in shapes.items()
+    }
+
+
+def kept(numel: int, density: float) -> int:
+    """Weights kept of a layer: ``max(1, ceil(density * numel))``, density rounded to 12 decimals.
+
+    In integers, so that no count is lost to floating point, and so that it compiles.
+
+    Raises:
+        ValueError: if ``numel`` is not positive or ``density`` lies outside (0, 1].
+
+    >>> kept(90, 0.3), kept(90, 0.31), kept(3, 0.5), kept(5, 1e-9)
+    (27, 28, 2, 1)
+    """
+    if numel < 1:
+        raise ValueError(f"numel must be at least 1, got {numel!r}")
+    check_fraction("density", density)
+    return max(1, -(-round(density * 10**12) * numel // 10**12))
+
+
+def score_mask(scores: Tensor, *, density: float) -> Tensor:
+    """The mask of one layer: 1 for the ``kept`` largest |score|, else 0 (paper, section 3).
+
+    Of equal scores the earlier ones (row-major) are dropped first; NaN counts as infinite. Returns
+    the shape, dtype and device of ``scores``, every value exactly 0.0 or 1.0. The gradient is
+    straight-through: it reaches every score, kept or dropped, as if the mask were |score|, so
+    times ``sign(score)``; a non-finite score gets 0.
+
+    Raises:
+        ValueError: if ``scores`` is empty or ``density`` lies outside (0, 1].
+
+    >>> score_mask(torch.tensor([3.0, -4.0, 0.0, 1.0]), density=0.5)
+    tensor([1., 1., 0., 0.])
+    """
+    number = kept(scores.numel(), density)
+    magnitude = scores.detach().flatten().abs()
+    magnitude = torch.where(magnitude.isnan(), math.inf, magnitude)
+    smallest_kept = magnitude.topk(number).values[-1]
+    above = magnitude > smallest_kept
+    tied = magnitude == smallest_kept
+    drop = above.sum() + tied.sum() - number
+    mask = (above | (tied & (tied.cumsum(0) > drop))).reshape(scores.shape).to(scores.dtype)
+
+    # Straight-through by algebra: adds exactly 0 to the mask, and |score| to its graph. An
+    # autograd.Function returned all-zero gradients under compile with func.grad, silently.
+    finite = torch.where(scores.isfinite(), scores, 0).abs()
+    return mask + (finite - finite.detach())
+
+
+def apply_mask(
+    weights: Mapping[str, Tensor], scores: Mapping[str, Tensor], *, density: float
+) -> dict[str, Tensor]:
+    """Weights times masks, layer by layer: name -> masked weight of the same shape and dtype.
+
+    Gradients: straight-through to the scores, and to the weights where they want one (the filled
+    ones do not).
+
+    Raises:
+        ValueError: if names or shapes of the two differ, or ``density`` lies outside (0, 1].
+
+    >>> weights = {"fc.weight": torch.tensor([[1.0, -2.0]])}
+    >>> apply_mask(weights, {"fc.weight": torch.tensor([[0.1, -0.2]])}, density=0.5)
+    {'fc.weight': tensor([[ 0., -2.]])}
+    """
+    check_same("scores do not fit the weights", scores, weights)
+    return {
+        name: weight * score_mask(scores[name], density=density).to(weight.dtype)
+        for name, weight in weights.items()
+    }

@@ -1,0 +1,91 @@
+"""All that a masked network is made of, and the way back to an ordinary dense one."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pemn_ref.checks import check_finite, check_model
+from pemn_ref.fill import fill_weights
+from pemn_ref.forward import maskable_shapes
+from pemn_ref.masks import apply_mask, init_scores
+from pemn_ref.prototype import Strategy, make_prototype
+
+
+class State(NamedTuple):
+    """The tensors of a masked network, each by the name that the model gives it.
+
+    ``weights`` are filled from the prototype and frozen; ``scores``, one per weight, and ``rest``
+    (normalisation, biases and all that is not maskable) are trained; ``buffers`` are the model's.
+    """
+
+    weights: dict[str, Tensor]
+    scores: dict[str, Tensor]
+    rest: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+
+
+def init(model: nn.Module, strategy: Strategy, *, seed: int) -> State:
+    """A masked network for ``model``: ``make_prototype``, ``fill_weights`` and ``init_scores``.
+
+    Weights and scores take device, dtype and memory format of the parameter that they stand for;
+    rest and buffers are copies of the model's own. All are fresh leaves, so an optimizer over them
+    stays in step; move the model first, since a dict rebuilt by ``.to()`` holds other tensors.
+
+    Raises:
+        ValueError: if the model has nothing to mask, a maskable weight is empty or not a plain
+            parameter, or ``seed`` is not an int.
+
+    >>> from pemn_ref import rp
+    >>> state = init(nn.Linear(4, 2), rp(0.5), seed=0)
+    >>> [(part, list(tensors)) for part, tensors in state._asdict().items()]
+    [('weights', ['weight']), ('scores', ['weight']), ('rest', ['bias']), ('buffers', [])]
+    """
+    shapes = maskable_shapes(model)
+    filled = fill_weights(make_prototype(shapes, strategy, seed=seed), shapes, strategy)
+    scores = init_scores(shapes, seed=seed)
+    parameters = dict(model.named_parameters())
+
+    def like_parameter(name: str, values: Tensor) -> Tensor:
+        return torch.empty_like(parameters[name], requires_grad=False).copy_(values)
+
+    return State(
+        weights={name: like_parameter(name, filled[name]) for name in shapes},
+        scores={name: like_parameter(name, scores[name]).requires_grad_() for name in shapes},
+        rest={
+            name: parameter.detach().clone().requires_grad_(parameter.requires_grad)
+            for name, parameter in parameters.items()
+            if name not in shapes
+        },
+        buffers={name: buffer.detach().clone() for name, buffer in model.named_buffers()},
+    )
+
+
+def materialize(model: nn.Module, state: State, *, density: float) -> dict[str, Any]:
+    """The ordinary dense ``state_dict`` of the masked network, for ``model.load_state_dict``.
+
+    Its keys are those of ``model.state_dict()``: a tied weight under each of its names (one
+    tensor, as torch has it), non-persistent buffers under none. The tensors are copies, without
+    gradient.
+
+    Raises:
+        ValueError: if the state does not match the model, a score is not finite, or ``density``
+            lies outside (0, 1].
+
+    >>> from pemn_ref import rp
+    >>> model = nn.Linear(4, 2)
+    >>> dense = materialize(model, init(model, rp(0.5), seed=0), density=0.5)
+    >>> int((dense["weight"] != 0).sum())
+    4
+    """
+    check_model(model, {**state.weights, **state.rest}, state.buffers)
+    check_finite(state.scores)
+    masked = apply_mask(state.weights, state.scores, density=density)
+    tensors = {**masked, **state.rest, **state.buffers}
+    values = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    names = {id(t): name for name, t in [*model.named_parameters(), *model.named_buffers()]}
+    # Extra state that a module adds to its state_dict is not a tensor of the model: kept as it is.
+    return {
+        key: values[names[id(value)]] if id(value) in names else value
+        for key, value in model.state_dict(keep_vars=True).items()
+    }
