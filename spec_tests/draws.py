@@ -1,0 +1,91 @@
+"""What the clauses draw: shape sets, ratios, densities, scores. And the profiles."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from spec_tests.subject import pemn
+
+settings.register_profile("ci", max_examples=50, derandomize=True, deadline=None, database=None)
+settings.register_profile("thorough", max_examples=500, deadline=None, print_blob=True)
+
+
+def few() -> settings:
+    """A tenth of the profile's examples, for properties that build whole networks."""
+    profile = settings.default
+    assert profile is not None
+    return settings(max_examples=profile.max_examples // 10)
+
+
+Shapes = dict[str, torch.Size]
+Drawn = tuple[str, float, Any]  # a strategy: its name, its ratio, the implementation's value
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+seeds = st.integers(0, 2**63 - 1)
+dtypes = st.sampled_from(DTYPES)
+
+# As people write them: a few decimals; and any float, which is also a decimal.
+fractions = st.one_of(
+    st.sampled_from([1.0, 0.5, 0.1, 1e-2, 1e-3, 1e-4, 1e-5, 0.29, 0.07, 0.57]),
+    st.integers(1, 999).map(lambda k: k / 1000),
+    st.floats(1e-6, 1.0),
+)
+
+shape = st.lists(st.integers(1, 7), min_size=1, max_size=4).map(torch.Size)
+shape_sets = st.lists(shape, min_size=1, max_size=6).map(
+    lambda drawn: {f"layer{i}.weight": shape for i, shape in enumerate(drawn)}
+)
+
+
+@st.composite
+def repeated_shape_sets(draw: st.DrawFn) -> Shapes:
+    """Shape sets in which shapes come twice, also transposed: equal numel, another shape."""
+    drawn = draw(st.lists(shape, min_size=1, max_size=3))
+    again = draw(st.lists(st.sampled_from(drawn), max_size=3))
+    turned = [torch.Size(reversed(shape)) for shape in draw(st.permutations(drawn))]
+    return {f"layer{i}.weight": shape for i, shape in enumerate(drawn + again + turned)}
+
+
+@st.composite
+def strategies(draw: st.DrawFn) -> Drawn:
+    """Name, ratio, and the implementation's value for it."""
+    name = draw(st.sampled_from(["mask", "one_layer", "mp", "rp"]))
+    if name == "rp":
+        ratio = draw(fractions)
+        return name, ratio, pemn.rp(ratio)
+    return name, 1.0, getattr(pemn, name)
+
+
+def reshaped(values: Sequence[float], dtype: torch.dtype = torch.float32) -> Tensor:
+    """The values in the most square two-dimensional shape that holds them all."""
+    rows = next(r for r in range(math.isqrt(len(values)), 0, -1) if len(values) % r == 0)
+    return torch.tensor(values, dtype=dtype).reshape(rows, -1)
+
+
+# Few distinct values, so that ties are the rule; the special ones of every width.
+tied_values = st.sampled_from([0.0, -0.0, 0.5, -0.5, 1.0, -1.0, 2.0])
+special_values = st.sampled_from(
+    [math.inf, -math.inf, math.nan, 0.0, -0.0, 5.9e-8, -5.9e-8, 65504.0, -65504.0, 1.0, -1.0]
+)
+# Short and long significands: only the long ones show a mask that is not exact.
+plain_values = st.one_of(st.floats(-100, 100, width=16), st.floats(-1, 1))
+
+
+@st.composite
+def score_tensors(
+    draw: st.DrawFn, values: st.SearchStrategy[float] = plain_values, max_size: int = 40
+) -> Tensor:
+    """A two-dimensional tensor of scores in one of the floating dtypes."""
+    drawn = draw(st.lists(values, min_size=1, max_size=max_size))
+    return reshaped(drawn, draw(dtypes))
+
+
+def random_scores(size: Sequence[int], seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Normal scores of a shape, from a generator of their own."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(tuple(size), generator=generator, dtype=torch.float64).to(dtype)

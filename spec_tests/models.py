@@ -1,0 +1,152 @@
+"""Hand-written networks with what is easily got wrong: ties, attention, every convolution."""
+
+import copy
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from spec_tests.subject import pemn
+
+
+class Convolutions(nn.Module):
+    """Every kind of convolution, a bias here and there, batch-norm, a linear classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.grouped = nn.Conv2d(8, 12, 3, groups=4, bias=False)
+        self.up = nn.ConvTranspose2d(12, 6, 2, stride=2, groups=2)
+        self.line = nn.Conv1d(6, 5, 3)
+        self.line_up = nn.ConvTranspose1d(5, 4, 2)
+        self.volume = nn.Conv3d(4, 4, (1, 1, 3))
+        self.norm_last = nn.BatchNorm1d(4)
+        self.classifier = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.gelu(self.norm(self.stem(x)))
+        x = self.up(self.grouped(x + self.depthwise(x))).relu()
+        x = self.line_up(self.line(x.flatten(2)))
+        x = self.volume(x[:, :, None, None]).flatten(2).mean(2)
+        out: Tensor = self.classifier(self.norm_last(x))
+        return out
+
+
+class Tied(nn.Module):
+    """A weight shared by two linears, and an embedding shared with the output layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(11, 6)
+        self.encode = nn.Linear(6, 6)
+        self.decode = nn.Linear(6, 6, bias=False)
+        self.decode.weight = self.encode.weight
+        self.output = nn.Linear(6, 11)
+        self.output.weight = self.embedding.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.output(self.decode(self.encode(self.embedding(x)).tanh()))
+        return out
+
+
+class Attention(nn.Module):
+    """Packed and separate input projections, a class token, a non-persistent buffer, an LSTM."""
+
+    mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.linspace(-1, 1, 8), persistent=False)
+        self.token = nn.Parameter(torch.randn(1, 1, 8))
+        self.packed = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.separate = nn.MultiheadAttention(8, 2, kdim=6, vdim=5, batch_first=True)
+        self.block = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.memory = nn.LSTM(8, 4, batch_first=True)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.token.expand(len(x), -1, -1), x - self.mean], dim=1)
+        x = x + self.packed(x, x, x, need_weights=False)[0]
+        x = self.block(x + self.separate(x, x[..., :6], x[..., :5])[0])
+        out: Tensor = self.head(self.memory(x)[0][:, 0])
+        return out
+
+
+class Case(NamedTuple):
+    """A model, an input for it, and what is maskable in it, written out by hand."""
+
+    build: Callable[[], nn.Module]
+    inputs: Callable[[torch.Generator], Tensor]
+    maskable: tuple[str, ...]
+
+
+CASES = {
+    "convolutions": Case(
+        Convolutions,
+        lambda g: torch.randn(4, 3, 6, 6, generator=g),
+        (
+            "stem.weight",
+            "depthwise.weight",
+            "grouped.weight",
+            "up.weight",
+            "line.weight",
+            "line_up.weight",
+            "volume.weight",
+            "classifier.weight",
+        ),
+    ),
+    "tied": Case(
+        Tied,
+        lambda g: torch.randint(11, (4, 5), generator=g),
+        ("embedding.weight", "encode.weight"),
+    ),
+    "attention": Case(
+        Attention,
+        lambda g: torch.randn(2, 3, 8, generator=g),
+        (
+            "packed.in_proj_weight",
+            "packed.out_proj.weight",
+            "separate.q_proj_weight",
+            "separate.k_proj_weight",
+            "separate.v_proj_weight",
+            "separate.out_proj.weight",
+            "block.self_attn.in_proj_weight",
+            "block.self_attn.out_proj.weight",
+            "block.linear1.weight",
+            "block.linear2.weight",
+            "head.weight",
+        ),
+    ),
+}
+
+
+def built(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """The model with reproducible parameters and batch-norm statistics that are not the default."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build()
+        for name, buffer in model.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.normal_()
+            if name.endswith("running_var"):
+                buffer.uniform_(0.5, 2)
+    return model
+
+
+def assert_equals_plain(model: nn.Module, state: Any, inputs: Tensor, density: float) -> None:
+    """Masked output and buffers are those of the plain module with the materialised weights."""
+    plain = copy.deepcopy(model)
+    plain.load_state_dict(pemn.materialize(model, state, density=density))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # dropout and stochastic depth draw alike on both sides
+        expected = plain(inputs)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        got = pemn.masked_forward(model, *state, inputs, density=density)
+    torch.testing.assert_close(
+        [got, dict(state.buffers)], [expected, dict(plain.named_buffers())], rtol=1e-9, atol=1e-12
+    )

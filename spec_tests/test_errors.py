@@ -1,0 +1,147 @@
+"""E: bad input gets one ValueError that names the value."""
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from spec_tests.clauses import clause
+from spec_tests.draws import seeds
+from spec_tests.models import Convolutions, built
+from spec_tests.subject import pemn
+
+outside = st.one_of(
+    st.sampled_from([0, -0.0, math.nan, math.inf, -math.inf, math.nextafter(1, 2), 50]),
+    st.floats(max_value=0),
+    st.floats(min_value=1, exclude_min=True),
+)
+SHAPES = {"fc.weight": torch.Size([4, 5])}
+
+
+def refuses(call: Callable[[], Any], *named: object) -> None:
+    """The call raises ValueError and its message holds each of the things to be named."""
+    with pytest.raises(ValueError, match=r"\S") as error:
+        call()
+    for thing in named:
+        assert re.search(re.escape(str(thing)), str(error.value)), error.value
+
+
+def linear_state(**changes: dict[str, Tensor]) -> tuple[nn.Module, Any]:
+    """A linear layer and a state for it, parts of it changed."""
+    model = built(lambda: nn.Linear(5, 4), 0)
+    return model, pemn.init(model, pemn.mp, seed=0)._replace(**changes)
+
+
+@clause("E1")
+@given(density=outside)
+def test_density_outside(density: float) -> None:
+    """A density outside (0, 1] is refused wherever one is taken, and named."""
+    model, state = linear_state()
+    x = torch.ones(1, 5)
+    for call in (
+        lambda: pemn.kept(10, density),
+        lambda: pemn.score_mask(torch.ones(3), density=density),
+        lambda: pemn.apply_mask(state.weights, state.scores, density=density),
+        lambda: pemn.masked_forward(model, *state, x, density=density),
+        lambda: pemn.materialize(model, state, density=density),
+    ):
+        refuses(call, "density", density)
+
+
+@clause("E2")
+@given(ratio=outside)
+def test_ratio_outside(ratio: float) -> None:
+    """A ratio outside (0, 1] is refused, and named."""
+    refuses(lambda: pemn.rp(ratio), "ratio", ratio)
+    refuses(lambda: pemn.prototype_length(10, ratio), "ratio", ratio)
+
+
+@clause("E3")
+def test_unknown_strategy() -> None:
+    """A strategy of another name is refused, and so is a ratio where none belongs."""
+    refuses(lambda: pemn.Strategy("padding"), "padding", "one_layer")
+    refuses(lambda: pemn.Strategy("mp", 0.1), "mp", 0.1)
+
+
+@clause("E4")
+@given(dimensions=st.lists(st.integers(0, 3), min_size=1, max_size=3), at=st.integers(0, 2))
+def test_empty_layers(dimensions: list[int], at: int) -> None:
+    """A layer without weights is refused, and named; so is a set of shapes without layers."""
+    dimensions.insert(min(at, len(dimensions)), 0)
+    shapes = {**SHAPES, "empty.weight": torch.Size(dimensions)}
+    refuses(lambda: pemn.make_prototype(shapes, pemn.mp, seed=0), "empty.weight")
+    refuses(lambda: pemn.init_scores(shapes, seed=0), "empty.weight")
+    refuses(lambda: pemn.storage(shapes, pemn.mp), "empty.weight")
+    refuses(lambda: pemn.fill_weights({"all": torch.ones(1)}, shapes, pemn.mp), "empty.weight")
+    refuses(lambda: pemn.score_mask(torch.zeros(dimensions), density=0.5), "at least 1")
+    refuses(lambda: pemn.prototype_length(0, 0.5), "at least 1")
+    refuses(lambda: pemn.make_prototype({}, pemn.mp, seed=0), "nothing to mask")
+
+
+@clause("E5")
+def test_nothing_to_mask() -> None:
+    """A model without a maskable weight is refused."""
+    refuses(lambda: pemn.init(nn.LSTM(3, 4), pemn.mp, seed=0), "nothing to mask")
+
+
+@clause("E6")
+def test_weights_that_are_not_plain_parameters() -> None:
+    """A maskable weight that is computed or lazy is refused, and named: it is not silently rest."""
+    spectral = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(3, 4)))
+    lazy = nn.Sequential(nn.ReLU(), nn.LazyConv2d(8, 3))
+    attention = nn.MultiheadAttention(4, 2)
+    nn.utils.parametrizations.weight_norm(attention, "in_proj_weight")
+    refuses(lambda: pemn.maskable_shapes(spectral), "0.weight")
+    refuses(lambda: pemn.maskable_shapes(lazy), "1.weight")
+    refuses(lambda: pemn.maskable_shapes(attention), "in_proj_weight")
+
+
+@clause("E7")
+@given(seed=seeds, value=st.sampled_from([math.nan, math.inf, -math.inf]))
+def test_non_finite_scores(seed: int, value: float) -> None:
+    """Where values may be read a non-finite score is refused, with layer and number."""
+    model, state = linear_state()
+    state.scores["weight"].detach().view(-1)[seed % 20] = value
+    refuses(lambda: pemn.materialize(model, state, density=0.5), "weight", "1 non-finite")
+
+
+@clause("E8")
+@pytest.mark.parametrize("part", ["weights", "scores", "rest", "buffers"])
+def test_state_of_another_model(part: str) -> None:
+    """A state that lacks a tensor of the model, has one more, or one of another shape is refused,
+    and the tensor named.
+    """
+    model = built(Convolutions, 0)
+    state = pemn.init(model, pemn.mp, seed=0)
+    tensors = getattr(state, part)
+    name = next(name for name, tensor in tensors.items() if tensor.ndim)
+    x = torch.ones(2, 3, 6, 6)
+    less = {n: t for n, t in tensors.items() if n != name}
+    for wrong in (less, {**tensors, "other": tensors[name]}, {**tensors, name: torch.ones(2, 2)}):
+        broken = state._replace(**{part: wrong})
+        named = "other" if "other" in wrong else name
+        refuses(lambda: pemn.masked_forward(model, *broken, x, density=0.5), named)  # noqa: B023
+        refuses(lambda: pemn.materialize(model, broken, density=0.5), named)  # noqa: B023
+
+
+@clause("E9")
+@pytest.mark.parametrize("seed", [1.0, "1", None])
+def test_seed_is_an_int(seed: object) -> None:
+    """A seed that is not an int is refused, and named: 1.0 would silently be another stream."""
+    refuses(lambda: pemn.make_prototype(SHAPES, pemn.mp, seed=seed), "seed", repr(seed))
+    refuses(lambda: pemn.init_scores(SHAPES, seed=seed), "seed", repr(seed))
+
+
+@clause("E10")
+@pytest.mark.parametrize(
+    "prototype", [{}, {"all": torch.ones(0)}, {"all": torch.ones(2, 2)}], ids=str
+)
+def test_unusable_prototype(prototype: dict[str, Tensor]) -> None:
+    """A prototype that is missing, empty or not one-dimensional is refused."""
+    refuses(lambda: pemn.fill_weights(prototype, SHAPES, pemn.mp), "all")

@@ -1,0 +1,103 @@
+"""F: where the value of each weight comes from."""
+
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from spec_tests import oracle
+from spec_tests.clauses import clause
+from spec_tests.draws import (
+    DTYPES,
+    Drawn,
+    Shapes,
+    fractions,
+    repeated_shape_sets,
+    seeds,
+    shape_sets,
+    strategies,
+)
+from spec_tests.subject import pemn
+
+
+def numbered(shapes: Shapes, strategy: Drawn) -> dict[str, Tensor]:
+    """Weights filled from prototypes that number their values 0, 1, 2, ... all through."""
+    prototype = pemn.make_prototype(shapes, strategy[2], seed=0)
+    start = 0
+    for group, values in prototype.items():
+        prototype[group] = torch.arange(start, start + len(values))
+        start += len(values)
+    filled: dict[str, Tensor] = pemn.fill_weights(prototype, shapes, strategy[2])
+    return filled
+
+
+@clause("F1")
+@given(shapes=st.one_of(shape_sets, repeated_shape_sets()), ratio=fractions)
+def test_index_formula(shapes: Shapes, ratio: float) -> None:
+    """Element i, row by row, of a layer takes prototype[i mod L], every layer from offset 0."""
+    weights = numbered(shapes, ("rp", ratio, pemn.rp(ratio)))
+    (length,) = oracle.lengths(shapes, "rp", ratio)
+    assert list(weights) == list(shapes)
+    for name, shape in shapes.items():
+        assert weights[name].shape == shape
+        expected = torch.from_numpy(oracle.fill(range(length), shape))
+        assert torch.equal(weights[name], expected.long())
+
+
+@clause("F2")
+@given(shapes=st.one_of(shape_sets, repeated_shape_sets()), strategy=strategies())
+@example({"a.weight": torch.Size([1])}, ("mp", 1.0, pemn.mp))
+@example({"a.weight": torch.Size([40, 5])}, ("rp", 1e-5, pemn.rp(1e-5)))  # one value
+@example({"a.weight": torch.Size([4, 5]), "b.weight": torch.Size([4, 5])}, ("rp", 1.0, pemn.rp(1)))
+def test_unique_by_index(shapes: Shapes, strategy: Drawn) -> None:
+    """By index the weights hold exactly: mask all, one_layer the sum over distinct shapes, mp the
+    largest weight's, rp its prototype's number of distinct values.
+    """
+    name, ratio, _ = strategy
+    weights = numbered(shapes, strategy)
+    distinct = torch.cat([w.flatten() for w in weights.values()]).unique().numel()
+    assert distinct == oracle.unique_values(shapes, name, ratio)
+
+
+@clause("F3")
+@given(shapes=st.one_of(shape_sets, repeated_shape_sets()), strategy=strategies(), seed=seeds)
+def test_unique_by_value(shapes: Shapes, strategy: Drawn, seed: int) -> None:
+    """By value the filled weights hold at most as many distinct numbers as by index."""
+    name, ratio, value = strategy
+    prototype = pemn.make_prototype(shapes, value, seed=seed)
+    weights = pemn.fill_weights(prototype, shapes, value)
+    distinct = torch.cat([w.flatten() for w in weights.values()]).unique().numel()
+    assert distinct <= oracle.unique_values(shapes, name, ratio)
+
+
+@clause("F4")
+@given(shapes=repeated_shape_sets(), seed=seeds)
+def test_one_layer_shares_by_shape(shapes: Shapes, seed: int) -> None:
+    """Under one_layer weights of equal shape, linear ones too, are equal; of another shape not,
+    even where numel agrees.
+    """
+    shapes = {**shapes, "in.weight": torch.Size([6, 4]), "out.weight": torch.Size([6, 4])}
+    weights = numbered(shapes, ("one_layer", 1.0, pemn.one_layer))
+    for a, left in weights.items():
+        for b, right in weights.items():
+            shared = set(left.flatten().tolist()) & set(right.flatten().tolist())
+            assert torch.equal(left, right) if shapes[a] == shapes[b] else not shared
+
+
+@clause("F5")
+@given(shapes=shape_sets, strategy=strategies(), seed=seeds, dtype=st.sampled_from(DTYPES))
+def test_filled_weights_are_frozen_copies(
+    shapes: Shapes, strategy: Drawn, seed: int, dtype: torch.dtype
+) -> None:
+    """Filling cuts the graph, keeps the dtype and copies: changing a weight changes no other."""
+    drawn = pemn.make_prototype(shapes, strategy[2], seed=seed)
+    prototype = {g: v.to(dtype).requires_grad_() for g, v in drawn.items()}
+    before = {group: values.detach().clone() for group, values in prototype.items()}
+    weights = pemn.fill_weights(prototype, shapes, strategy[2])
+    for name, weight in weights.items():
+        assert not weight.requires_grad
+        assert weight.dtype == dtype
+        others = {n: w.clone() for n, w in weights.items() if n != name}
+        weight.zero_()
+        assert all(torch.equal(weights[n], w) for n, w in others.items())
+    assert all(torch.equal(prototype[group], values) for group, values in before.items())

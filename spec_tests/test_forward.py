@@ -1,0 +1,168 @@
+"""W: a masked network runs, trains and materialises as the plain module does."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from spec_tests import oracle
+from spec_tests.clauses import clause
+from spec_tests.draws import Drawn, few, fractions, seeds, strategies
+from spec_tests.models import CASES, Convolutions, assert_equals_plain, built
+from spec_tests.subject import pemn
+
+cases = st.sampled_from(sorted(CASES))
+
+
+def inputs_of(case: str, seed: int) -> Tensor:
+    """An input in double precision, or of class indices."""
+    drawn = CASES[case].inputs(torch.Generator().manual_seed(seed % 2**32))
+    return drawn.double() if drawn.is_floating_point() else drawn
+
+
+@clause("W1")
+@pytest.mark.parametrize("case", sorted(CASES))
+def test_maskable_weights(case: str) -> None:
+    """Maskable are the weights of all convolutions and linears, the classifier too, and attention's
+    input projections; tied weights once; all else is rest; in the order of named_parameters().
+    """
+    model = built(CASES[case].build, 0)
+    shapes = pemn.maskable_shapes(model)
+    assert tuple(shapes) == CASES[case].maskable
+    parameters = dict(model.named_parameters())
+    assert all(shapes[name] == parameters[name].shape for name in shapes)
+    state = pemn.init(model, pemn.mp, seed=0)
+    assert set(state.weights) == set(state.scores) == set(shapes)
+    assert set(state.rest) == set(parameters) - set(shapes)
+    assert set(state.buffers) == {name for name, _ in model.named_buffers()}
+
+
+@clause("W2")
+@pytest.mark.parametrize("case", sorted(CASES))
+@pytest.mark.parametrize("train", [True, False])
+@few()
+@given(strategy=strategies(), density=fractions, seed=seeds)
+def test_equals_the_plain_module(
+    case: str, strategy: Drawn, density: float, seed: int, train: bool
+) -> None:
+    """Output and buffers are those of the plain module loaded with the materialised state_dict, in
+    training and in evaluation.
+    """
+    model = built(CASES[case].build, seed % 100).double().train(train)
+    state = pemn.init(model, strategy[2], seed=seed)
+    assert_equals_plain(model, state, inputs_of(case, seed), density)
+
+
+@clause("W3")
+@pytest.mark.parametrize("case", sorted(CASES))
+@pytest.mark.parametrize("train", [True, False])
+@few()
+@given(seed=seeds)
+def test_modifies_nothing(case: str, seed: int, train: bool) -> None:
+    """Model, inputs, weights, scores, rest and global random state stay as they are; in training
+    batch-norm statistics move in the buffers passed, in evaluation not even those.
+    """
+    model = built(CASES[case].build, seed % 100).double().train(train)
+    state = pemn.init(model, pemn.mp, seed=seed)
+    inputs = inputs_of(case, seed)
+    before: list[Any] = copy.deepcopy([inputs, model.state_dict(), *map(dict, state)])
+    random_state = torch.get_rng_state()
+    pemn.masked_forward(model, *state, inputs, density=0.5).sum().backward()
+    now: list[Any] = [inputs, model.state_dict(), *map(dict, state)]
+    assert torch.equal(torch.get_rng_state(), random_state)
+    torch.testing.assert_close(now[:-1], before[:-1], rtol=0, atol=0)
+    moved = {n for n, b in state.buffers.items() if not torch.equal(b, before[-1][n])}
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    assert moved == {n for n in state.buffers if train and n.endswith(statistics)}
+    assert all(p.grad is None for p in model.parameters())
+
+
+@clause("W4")
+@few()
+@given(case=cases, strategy=strategies(), seed=seeds)
+def test_init_is_its_parts(case: str, strategy: Drawn, seed: int) -> None:
+    """init(seed) equals make_prototype, fill_weights and init_scores with that seed; rest and
+    buffers are copies of the model's; all are leaves in the dtype of their parameter.
+    """
+    model = built(CASES[case].build, seed % 100).double()
+    shapes = pemn.maskable_shapes(model)
+    state = pemn.init(model, strategy[2], seed=seed)
+    prototype = pemn.make_prototype(shapes, strategy[2], seed=seed)
+    weights = pemn.fill_weights(prototype, shapes, strategy[2])
+    scores = pemn.init_scores(shapes, seed=seed)
+    for name, parameter in model.named_parameters():
+        parts = (state.weights, state.scores, state.rest)
+        tensors = [part[name] for part in parts if name in part]
+        assert all(t.is_leaf and t.dtype == parameter.dtype for t in tensors)
+        if name in shapes:
+            assert torch.equal(state.weights[name], weights[name].double())
+            assert torch.equal(state.scores[name], scores[name].double())
+            assert state.scores[name].requires_grad
+            assert not state.weights[name].requires_grad
+        else:
+            assert torch.equal(state.rest[name], parameter)
+            assert state.rest[name].requires_grad
+            assert state.rest[name] is not parameter
+    for name, buffer in model.named_buffers():
+        assert torch.equal(state.buffers[name], buffer)
+        assert state.buffers[name].data_ptr() != buffer.data_ptr()
+
+
+@clause("W5")
+@few()
+@given(case=cases, strategy=strategies(), density=fractions, seed=seeds)
+def test_materialize(case: str, strategy: Drawn, density: float, seed: int) -> None:
+    """The materialised state_dict has the keys of the model's own, tied names too, is free of the
+    state's memory and of gradients, and keeps of each maskable weight as many as it should.
+    """
+    model = built(CASES[case].build, seed % 100)
+    state = pemn.init(model, strategy[2], seed=seed)
+    dense = pemn.materialize(model, state, density=density)
+    assert list(dense) == list(model.state_dict())
+    assert not any(t.requires_grad for t in dense.values())
+    for name, weight in state.weights.items():
+        mask = torch.from_numpy(oracle.mask(state.scores[name].detach().numpy(), density))
+        assert torch.equal(dense[name], weight * mask.float())
+    before = copy.deepcopy(dense)
+    for tensors in state:
+        for tensor in tensors.values():
+            tensor.detach().zero_()
+    torch.testing.assert_close(dense, before, rtol=0, atol=0)
+
+
+@clause("W6")
+def test_arguments_reach_the_model() -> None:
+    """Positional and keyword arguments are those of the model's forward; so is what it returns."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 2)
+
+        def forward(self, x: Tensor, y: Tensor, *, scale: float) -> dict[str, Tensor]:
+            return {"out": self.linear(x + y) * scale}
+
+    model = built(Scaled, 0)
+    state = pemn.init(model, pemn.mp, seed=0)
+    x, y = torch.ones(1, 3), torch.tensor([[1.0, 2.0, 3.0]])
+    model.load_state_dict(pemn.materialize(model, state, density=0.5))
+    got = pemn.masked_forward(model, *state, x, y, density=0.5, scale=3.0)["out"]
+    torch.testing.assert_close(got, model(x, y, scale=3.0)["out"])
+
+
+@clause("W7")
+def test_memory_format_and_frozen_rest() -> None:
+    """init keeps a model's memory format and what it had frozen."""
+    model = built(Convolutions, 0)
+    model.stem.to(memory_format=torch.channels_last)
+    model.norm.requires_grad_(False)
+    state = pemn.init(model, pemn.mask, seed=0)
+    for part in (state.weights, state.scores):
+        assert part["stem.weight"].is_contiguous(memory_format=torch.channels_last)
+        assert not part["stem.weight"].is_contiguous()
+    assert not state.rest["norm.weight"].requires_grad
+    assert state.rest["norm_last.weight"].requires_grad

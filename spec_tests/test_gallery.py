@@ -1,0 +1,59 @@
+"""The suite can fail: each broken implementation is caught by the clause meant for it."""
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import Phase, is_hypothesis_test, settings
+
+import spec_tests
+from spec_tests.clauses import CLAUSES
+from spec_tests.gallery import GALLERY, Mistake
+from spec_tests.subject import judging
+
+for path in Path(spec_tests.__file__).parent.glob("test_*.py"):
+    if path.stem not in (Path(__file__).stem, "test_torchvision"):
+        importlib.import_module(f"spec_tests.{path.stem}")
+
+
+@contextmanager
+def quickly(test: Any) -> Iterator[None]:
+    """To find a mistake is enough here: the smallest example of it is for people."""
+    if not is_hypothesis_test(test):
+        yield
+        return
+    # A test that carries its settings cannot be given others in any public way.
+    before = test._hypothesis_internal_use_settings
+    test._hypothesis_internal_use_settings = settings(
+        before, phases=[Phase.explicit, Phase.generate], report_multiple_bugs=False
+    )
+    try:
+        yield
+    finally:
+        test._hypothesis_internal_use_settings = before
+
+
+def run(test: Any) -> None:
+    """Call the test of a clause, with each of its parameters, as pytest would."""
+    axes = [
+        [{mark.args[0]: value} for value in mark.args[1]]
+        for mark in getattr(test, "pytestmark", [])
+        if mark.name == "parametrize"
+    ]
+    for chosen in product(*axes):
+        test(**{name: value for one in chosen for name, value in one.items()})
+
+
+@pytest.mark.parametrize("mistake", GALLERY, ids=lambda m: f"{m.clause}: {m.text}")
+def test_mistake_is_caught(mistake: Mistake) -> None:
+    test = CLAUSES[mistake.clause]
+    with judging(mistake.build()), quickly(test), pytest.raises((Exception, pytest.fail.Exception)):
+        run(test)
+
+
+def test_every_clause_can_fail() -> None:
+    assert {mistake.clause for mistake in GALLERY} >= set(CLAUSES)

@@ -1,0 +1,176 @@
+"""P: the prototype and the scores, as they are drawn."""
+
+import math
+
+import numpy as np
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from spec_tests import oracle
+from spec_tests.clauses import clause
+from spec_tests.draws import (
+    Drawn,
+    Shapes,
+    fractions,
+    repeated_shape_sets,
+    seeds,
+    shape_sets,
+    strategies,
+)
+from spec_tests.subject import pemn
+
+# Large enough to tell distributions apart: the bounds below are at least five standard errors, so
+# that random seeds do not fail by chance. Two layers are the largest, with different fan-in.
+LONG = {
+    "small.weight": torch.Size((20, 9)),
+    "large.weight": torch.Size((100, 20, 2, 5)),
+    "equal.weight": torch.Size((50, 400)),
+}
+
+
+def distance(values: Tensor, cdf: np.ufunc) -> float:
+    """Kolmogorov-Smirnov distance to a distribution, in units of 1 / sqrt(n)."""
+    ordered = np.sort(values.double().numpy().ravel())
+    expected = np.asarray(cdf(ordered), dtype=float)
+    steps = np.arange(len(ordered) + 1) / len(ordered)
+    gap = max(np.max(expected - steps[:-1]), np.max(steps[1:] - expected))
+    return float(gap * math.sqrt(len(ordered)))
+
+
+def assert_normal(values: Tensor, std: float) -> None:
+    """Mean 0, the given standard deviation, and the shape of a normal distribution."""
+    count = values.numel()
+    assert abs(values.double().mean()) < 6 * std / math.sqrt(count)
+    assert abs(values.double().std() / std - 1) < 6 / math.sqrt(2 * count)
+    normal = np.frompyfunc(lambda x: 0.5 * (1 + math.erf(x / std / math.sqrt(2))), 1, 1)
+    assert distance(values, normal) < 3  # by chance: 3e-8
+
+
+@clause("P1")
+@given(numel=st.integers(1, 10**7), ratio=fractions)
+@example(100, 0.29)  # 28.999999999999996 in floating point
+@example(1000, 0.57)  # 569.9999999999999
+@example(65_536, 1e-5)
+@example(1, 1.0)
+def test_length_is_floor_plus_one(numel: int, ratio: float) -> None:
+    """A prototype has min(n, floor(n * ratio) + 1) values, the ratio read as a decimal."""
+    assert pemn.prototype_length(numel, ratio) == oracle.prototype_length(numel, ratio)
+
+
+@clause("P2")
+@given(shapes=st.one_of(shape_sets, repeated_shape_sets()), strategy=strategies(), seed=seeds)
+def test_one_prototype_per_group(shapes: Shapes, strategy: Drawn, seed: int) -> None:
+    """mask has a prototype per weight, one_layer one per shape, mp and rp one; each has the length
+    for the largest weight that it fills, and all are finite float32 on the CPU without gradient.
+    """
+    name, ratio, value = strategy
+    prototype = pemn.make_prototype(shapes, value, seed=seed)
+    assert sorted(v.numel() for v in prototype.values()) == oracle.lengths(shapes, name, ratio)
+    for values in prototype.values():
+        assert values.ndim == 1
+        assert values.dtype == torch.float32
+        assert values.device.type == "cpu"
+        assert not values.requires_grad
+        assert values.isfinite().all()
+
+
+@clause("P3")
+@given(seed=seeds)
+def test_values_are_kaiming_normal_of_the_largest(seed: int) -> None:
+    """The values of mp are normal with std sqrt(2 / fan_in) of the first largest weight."""
+    (values,) = pemn.make_prototype(LONG, pemn.mp, seed=seed).values()
+    assert oracle.giver(LONG) == "large.weight"
+    assert_normal(values, std=math.sqrt(2 / 200))
+
+
+@clause("P4")
+@given(seed=seeds)
+def test_own_values_are_kaiming_normal_of_their_layer(seed: int) -> None:
+    """Under mask and one_layer a layer's values are normal with std sqrt(2 / fan_in) of its own."""
+    for strategy in (pemn.mask, pemn.one_layer):
+        prototype = pemn.make_prototype(LONG, strategy, seed=seed)
+        weights = pemn.fill_weights(prototype, LONG, strategy)
+        for name, fan_in in (("small.weight", 9), ("large.weight", 200), ("equal.weight", 400)):
+            assert_normal(weights[name], std=math.sqrt(2 / fan_in))
+
+
+@clause("P5")
+@given(shapes=repeated_shape_sets(), strategy=strategies(), seed=seeds)
+def test_seed_decides(shapes: Shapes, strategy: Drawn, seed: int) -> None:
+    """The same seed gives the same bits of prototypes and scores, another seed other values."""
+    _, _, value = strategy
+
+    def drawn(seed: int) -> list[Tensor]:
+        prototype = pemn.make_prototype(shapes, value, seed=seed)
+        return [*prototype.values(), *pemn.init_scores(shapes, seed=seed).values()]
+
+    first, again, other = drawn(seed), drawn(seed), drawn(seed + 1)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert all(not torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+@clause("P6")
+@given(shapes=shape_sets, ratio=fractions, seed=seeds)
+def test_rp_is_a_prefix_of_mp(shapes: Shapes, ratio: float, seed: int) -> None:
+    """The prototype of rp is the beginning of mp's at the same seed, and at ratio 1 all of it."""
+    (longest,) = pemn.make_prototype(shapes, pemn.mp, seed=seed).values()
+    (values,) = pemn.make_prototype(shapes, pemn.rp(ratio), seed=seed).values()
+    assert torch.equal(values, longest[: len(values)])
+    (whole,) = pemn.make_prototype(shapes, pemn.rp(1.0), seed=seed).values()
+    assert torch.equal(whole, longest)
+
+
+@clause("P7")
+@given(seed=seeds)
+def test_weights_and_scores_are_independent(seed: int) -> None:
+    """At one seed weight and score of a position do not depend on each other, nor do magnitudes."""
+    strategy = pemn.mask
+    weights = pemn.fill_weights(pemn.make_prototype(LONG, strategy, seed=seed), LONG, strategy)
+    scores = pemn.init_scores(LONG, seed=seed)
+    for name, weight in weights.items():
+        pair = torch.stack([weight.flatten(), scores[name].flatten()]).double()
+        for both in (pair, pair.abs()):
+            correlation = torch.corrcoef(both)[0, 1]
+            assert abs(correlation) < 6 / math.sqrt(weight.numel())
+
+
+@clause("P8")
+@given(shapes=shape_sets, strategy=strategies(), seed=seeds)
+def test_global_random_state_is_untouched(shapes: Shapes, strategy: Drawn, seed: int) -> None:
+    """Drawing neither reads nor moves the caller's global random state."""
+    before = torch.get_rng_state()
+    first = pemn.make_prototype(shapes, strategy[2], seed=seed)
+    scores = pemn.init_scores(shapes, seed=seed)
+    assert torch.equal(torch.get_rng_state(), before)
+    with torch.random.fork_rng(devices=[]):
+        torch.rand(1)
+        again = pemn.make_prototype(shapes, strategy[2], seed=seed)
+        scores_again = pemn.init_scores(shapes, seed=seed)
+    assert all(torch.equal(first[group], again[group]) for group in first)
+    assert all(torch.equal(scores[name], scores_again[name]) for name in scores)
+
+
+@clause("P9")
+@given(seed=seeds)
+def test_scores_are_uniform(seed: int) -> None:
+    """Scores are uniform within ±1 / sqrt(fan_in) of each layer's own."""
+    scores = pemn.init_scores(LONG, seed=seed)
+    for name, fan_in in (("small.weight", 9), ("large.weight", 200), ("equal.weight", 400)):
+        bound = 1 / math.sqrt(fan_in)
+        assert scores[name].abs().max() <= bound
+        uniform = np.frompyfunc(lambda x, bound=bound: (x + bound) / (2 * bound), 1, 1)
+        assert distance(scores[name], uniform) < 3
+
+
+@clause("P10")
+@given(shapes=repeated_shape_sets(), seed=seeds)
+def test_every_weight_has_scores_of_its_own(shapes: Shapes, seed: int) -> None:
+    """Every weight has finite float32 scores of its shape, drawn apart even where shapes agree."""
+    scores = pemn.init_scores(shapes, seed=seed)
+    assert {name: s.shape for name, s in scores.items()} == shapes
+    assert all(s.dtype == torch.float32 and s.isfinite().all() for s in scores.values())
+    drawn = [s.flatten() for s in scores.values()]
+    for i, a in enumerate(drawn):
+        assert all(not torch.equal(a, b) for b in drawn[:i])
