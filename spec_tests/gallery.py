@@ -472,10 +472,8 @@ def _(right: Any) -> Rebound:
 
 @mistake("G5", "rest is not trained")
 def _(right: Any) -> Rebound:
-    def masked_forward(
-        model: Any, weights: Any, scores: Any, rest: Any, *args: Any, **kw: Any
-    ) -> Any:
-        frozen = {name: tensor.detach() for name, tensor in rest.items()}
+    def masked_forward(model: Any, w: Any, s: Any, r: Any, *args: Any, **kw: Any) -> Any:
+        frozen = {name: tensor.detach() for name, tensor in r.items()}
         return right.masked_forward(model, w, s, frozen, *args, **kw)
 
     return {"masked_forward": masked_forward}

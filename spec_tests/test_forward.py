@@ -143,7 +143,7 @@ def test_arguments_reach_the_model() -> None:
             super().__init__()
             self.linear = nn.Linear(3, 2)
 
-        def forward(self, x: Tensor, y: Tensor, *, scale: float) -> dict[str, Tensor]:
+        def forward(self, x: Tensor, y: Tensor, *, scale: float = 1.0) -> dict[str, Tensor]:
             return {"out": self.linear(x + y) * scale}
 
     model = built(Scaled, 0)

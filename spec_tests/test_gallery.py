@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,13 @@ from spec_tests.gallery import GALLERY, Mistake
 from spec_tests.subject import judging
 
 for path in Path(spec_tests.__file__).parent.glob("test_*.py"):
-    if path.stem not in (Path(__file__).stem, "test_torchvision"):
-        importlib.import_module(f"spec_tests.{path.stem}")
+    if path.stem != Path(__file__).stem:
+        with suppress(pytest.skip.Exception):  # without torchvision
+            importlib.import_module(f"spec_tests.{path.stem}")
+
+
+# Not any exception: a mistake that crashes of itself shows nothing.
+CAUGHT = (AssertionError, pytest.fail.Exception)
 
 
 @contextmanager
@@ -50,8 +55,10 @@ def run(test: Any) -> None:
 
 @pytest.mark.parametrize("mistake", GALLERY, ids=lambda m: f"{m.clause}: {m.text}")
 def test_mistake_is_caught(mistake: Mistake) -> None:
+    if mistake.clause not in CLAUSES:
+        pytest.skip("its clause needs torchvision")
     test = CLAUSES[mistake.clause]
-    with judging(mistake.build()), quickly(test), pytest.raises((Exception, pytest.fail.Exception)):
+    with judging(mistake.build()), quickly(test), pytest.raises(CAUGHT):
         run(test)
 
 

@@ -122,6 +122,8 @@ def test_apply_mask_does_not_freeze_weights(seed: int, density: float) -> None:
     weight = random_scores((4, 5), seed, torch.float64).requires_grad_()
     scores = random_scores((4, 5), seed // 3, torch.float64)
     upstream = random_scores((4, 5), seed // 5, torch.float64)
-    pemn.apply_mask({"w": weight}, {"w": scores}, density=density)["w"].backward(upstream)
+    masked = pemn.apply_mask({"w": weight}, {"w": scores}, density=density)["w"]
+    assert masked.requires_grad
+    masked.backward(upstream)
     expected = upstream.numpy() * oracle.mask(scores.numpy(), density)
     np.testing.assert_array_equal(gradient(weight), expected)

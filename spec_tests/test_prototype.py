@@ -140,16 +140,16 @@ def test_weights_and_scores_are_independent(seed: int) -> None:
 @given(shapes=shape_sets, strategy=strategies(), seed=seeds)
 def test_global_random_state_is_untouched(shapes: Shapes, strategy: Drawn, seed: int) -> None:
     """Drawing neither reads nor moves the caller's global random state."""
-    before = torch.get_rng_state()
-    first = pemn.make_prototype(shapes, strategy[2], seed=seed)
-    scores = pemn.init_scores(shapes, seed=seed)
-    assert torch.equal(torch.get_rng_state(), before)
-    with torch.random.fork_rng(devices=[]):
-        torch.rand(1)
-        again = pemn.make_prototype(shapes, strategy[2], seed=seed)
-        scores_again = pemn.init_scores(shapes, seed=seed)
-    assert all(torch.equal(first[group], again[group]) for group in first)
-    assert all(torch.equal(scores[name], scores_again[name]) for name in scores)
+    results = []
+    for state in (1, 2):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(state)
+            before = torch.get_rng_state()
+            prototype = pemn.make_prototype(shapes, strategy[2], seed=seed)
+            scores = pemn.init_scores(shapes, seed=seed)
+            assert torch.equal(torch.get_rng_state(), before)
+        results.append([*prototype.values(), *scores.values()])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 @clause("P9")
