@@ -1,0 +1,65 @@
+"""From a cell to what the training loop sees: a function, its trained tensors, its size."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import pemn_ref as pemn
+from reproduce.cells import Cell
+from reproduce.models.convmixer import ConvMixer
+
+_IMAGES = {"digits": {"channels": 1, "classes": 10}}
+
+
+class Network(NamedTuple):
+    """A network of any cell. ``model`` serves to switch between training and evaluation."""
+
+    model: nn.Module
+    logits: Callable[[Tensor], Tensor]
+    trained: list[Tensor]
+    storage: pemn.Storage
+
+
+def make_model(cell: Cell, seed: int) -> nn.Module:
+    """The plain module of a cell, with PyTorch's default initialisation drawn from ``seed``.
+
+    The global random state is the same afterwards.
+    """
+    sizes = cell.model
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return ConvMixer(
+            depth=sizes.depth,
+            width=sizes.width,
+            patch=sizes.patch,
+            kernel=sizes.kernel,
+            **_IMAGES[cell.dataset],
+        )
+
+
+def make_network(cell: Cell, seed: int) -> Network:
+    """The network of a cell before training."""
+    model = make_model(cell, seed)
+    shapes = pemn.maskable_shapes(model)
+    others = [tensor for name, tensor in model.state_dict().items() if name not in shapes]
+
+    density = cell.density
+    if density is None:
+        # Dense: every weight is a value of its own and nothing is saved.
+        weights = sum(shape.numel() for shape in shapes.values())
+        bits = 32 * weights + sum(8 * t.element_size() * t.numel() for t in others)
+        storage = pemn.Storage(weights, weights, 0.0, 0.0, bits, bits)
+        return Network(model, model, list(model.parameters()), storage)
+
+    state = pemn.init(model, cell.masking, seed=seed)
+    trained = list(state.rest.values())
+    if cell.strategy != "control":
+        trained += state.scores.values()
+
+    def logits(images: Tensor) -> Tensor:
+        output: Tensor = pemn.masked_forward(model, *state, images, density=density)
+        return output
+
+    return Network(model, logits, trained, pemn.storage(shapes, cell.masking, others))

@@ -1,0 +1,28 @@
+"""The digits that ship with the package."""
+
+from pathlib import Path
+
+import torch
+
+from reproduce.data import digits
+
+
+def test_split_is_fixed_and_disjoint_in_the_order_of_the_source() -> None:
+    split = digits.load()
+    assert split.train_images.shape == (1297, 1, 8, 8)
+    assert split.test_images.shape == (500, 1, 8, 8)
+    assert split.train_labels[:10].tolist() == list(range(10))  # as the source begins
+    assert split.test_labels[-10:].tolist() == [5, 4, 8, 8, 4, 9, 0, 8, 9, 8]  # as it ends
+    assert split.test_labels.bincount().min() >= 46
+
+
+def test_images_are_normalised_ink() -> None:
+    images = digits.load().train_images
+    assert abs(float(images.mean())) < 0.01
+    assert abs(float(images.std()) - 1) < 0.01
+    ink = (images * digits.STD + digits.MEAN) * 16
+    torch.testing.assert_close(ink, ink.round().clamp(0, 16), atol=1e-4, rtol=0)
+
+
+def test_file_is_small() -> None:
+    assert Path(digits.__file__).with_name("digits.npz").stat().st_size < 100_000

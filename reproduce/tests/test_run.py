@@ -1,0 +1,170 @@
+"""The command as a person runs it, on a small real run."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reproduce.__main__ import main
+from reproduce.cells import DIGITS
+
+SMALL = ("--epochs", "1", "--seeds", "2", "--strategy", "rp_1e-2", "--strategy", "control")
+STUDY = DIGITS.only(["rp_1e-2", "control"]).shortened(1)
+RUN_IDS = [cell.run_id(seed) for seed in (0, 1) for cell in STUDY.cells]
+
+
+class Command:
+    """Runs ``python -m reproduce run`` in this process, into a folder of the test."""
+
+    def __init__(
+        self,
+        out: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        self.out = out
+        self._monkeypatch = monkeypatch
+        self._capsys = capsys
+
+    def __call__(self, *arguments: str) -> tuple[int, str, str]:
+        """Exit code, standard output and standard error."""
+        command = ["reproduce", "run", "--out", str(self.out), *arguments]
+        self._monkeypatch.setattr(sys, "argv", command)
+        code = main()
+        return code, *self._capsys.readouterr()
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What is in the file of rows."""
+        return [json.loads(line) for line in (self.out / "digits.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Command:
+    return Command(tmp_path / "out", monkeypatch, capsys)
+
+
+def test_rows_table_and_figure_are_made_once(command: Command) -> None:
+    code, output, errors = command(*SMALL)
+    assert (code, errors) == (0, "")
+    assert "demonstration, not a cell of the paper" in output
+    assert "4 runs to train; 0 of 4" in output
+    assert sorted(path.name for path in command.out.iterdir()) == [
+        *("digits.jsonl", "digits.png", "digits.svg")
+    ]
+    first = command.rows()
+    assert [row["run"] for row in first] == RUN_IDS
+
+    code, output, errors = command(*SMALL)
+    assert (code, errors) == (0, "")
+    assert "0 runs to train; 4 of 4" in output
+    assert command.rows() == first
+
+
+def test_row_says_what_was_measured_with_what(command: Command) -> None:
+    command(*SMALL)
+    row = command.rows()[0]
+    cell = STUDY.cells[0]
+    assert (row["cell"], row["seed"], row["run"]) == (cell.id, 0, f"{cell.id}-0")
+    assert row["configuration"] == cell.configuration
+    assert row["configuration"]["recipe"]["epochs"] == len(row["history"]) == 1
+    assert row["accuracy_last"] == row["accuracy_best"] == row["history"][-1]["accuracy"]
+    assert row["held_out"] == 500
+    assert row["storage"]["unique"] == 11
+    assert row["device"] == "cpu"
+    assert row["hardware"]["threads"] == DIGITS.threads
+    assert row["hardware"]["cpu"]
+    assert sorted(row["versions"]) == ["pemn_ref", "python", "torch", "torchvision"]
+    assert row["seconds"] > 0
+
+
+def test_same_command_gives_the_same_rows_times_aside(command: Command) -> None:
+    runs = []
+    for name in ("one", "two"):
+        command.out = command.out.with_name(name)
+        command(*SMALL)
+        runs.append([{**row, "seconds": None} for row in command.rows()])
+    assert runs[0] == runs[1]
+
+
+def test_torn_row_is_moved_aside_and_trained_again(command: Command) -> None:
+    command(*SMALL)
+    path = command.out / "digits.jsonl"
+    whole = command.rows()
+    path.write_bytes(path.read_bytes()[:-20])
+    code, output, _ = command(*SMALL)
+    assert code == 0
+    assert "was torn" in output
+    assert "1 runs to train; 3 of 4" in output
+    assert [{**row, "seconds": None} for row in command.rows()] == [
+        {**row, "seconds": None} for row in whole
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--strategy", "rp_1e-9"], "rp_1e-9"),
+        (["--seeds", "0"], "--seeds"),
+        (["--seeds", "many"], "--seeds"),
+        (["--epochs", "0"], "--epochs"),
+        (["--frobnicate"], "--frobnicate"),
+        (["extra"], "extra"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    command: Command, arguments: list[str], named: str
+) -> None:
+    code, output, errors = command(*arguments)
+    assert (code, output) == (2, "")
+    assert named in errors
+    assert errors.count("\n") == 1
+    assert not command.out.exists()
+
+
+def test_folder_that_cannot_be_is_one_line_and_exit_code_2(command: Command) -> None:
+    command.out.write_text("a file")
+    code, _, errors = command(*SMALL)
+    assert code == 2
+    assert str(command.out) in errors
+    assert errors.count("\n") == 1
+
+
+def test_damaged_rows_are_one_line_and_exit_code_2(command: Command) -> None:
+    command.out.mkdir()
+    (command.out / "digits.jsonl").write_text('no row\n{"run": "x"}\n')
+    code, _, errors = command(*SMALL)
+    assert code == 2
+    assert "digits.jsonl, line 1" in errors
+    assert errors.count("\n") == 1
+
+
+def test_ctrl_c_leaves_whole_rows_and_the_next_run_goes_on(command: Command) -> None:
+    arguments = ["--epochs", "20", "--strategy", "rp_1e-2", "--seeds", "3"]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "reproduce", "run", "--out", str(command.out), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={"PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONUNBUFFERED": "1"},
+        cwd=command.out.parent,
+    )
+    assert child.stdout is not None
+    while "1/3" not in child.stdout.readline():
+        assert child.poll() is None
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate()
+    assert child.returncode == 130
+    assert errors.startswith("interrupted: finished runs are kept in")
+    assert errors.count("\n") == 1
+    assert [row["seed"] for row in command.rows()] == [0]
+    assert not list(command.out.glob("*.damaged"))
+
+    _, output, _ = command(*arguments)
+    assert "2 runs to train; 1 of 3" in output
+    assert [row["seed"] for row in command.rows()] == [0, 1, 2]
