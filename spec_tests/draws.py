@@ -12,6 +12,7 @@ from torch import Tensor
 from spec_tests.subject import pemn
 
 settings.register_profile("ci", max_examples=50, derandomize=True, deadline=None, database=None)
+settings.register_profile("random", max_examples=50, deadline=None, print_blob=True)
 settings.register_profile("thorough", max_examples=500, deadline=None, print_blob=True)
 
 

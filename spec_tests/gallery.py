@@ -634,6 +634,133 @@ def _(right: Any) -> Rebound:
     return {"apply_mask": apply_mask, "materialize": materialize}
 
 
+# --- Transforms ---------------------------------------------------------------------------------
+
+
+@mistake("X1", "the threshold is read as a Python number")
+def _(right: Any) -> Rebound:
+    def keep(scores: torch.Tensor, number: int) -> torch.Tensor:
+        return scores.abs() >= scores.abs().topk(number).values[-1].item()
+
+    return {"score_mask": masks_by(right, keep)}
+
+
+@mistake("X2", "masked weights are written into tensors made beforehand")
+def _(right: Any) -> Rebound:
+    def apply_mask(weights: Any, scores: Any, *, density: float) -> Any:
+        masked = right.apply_mask(weights, scores, density=density)
+        return {name: torch.empty(m.shape, dtype=m.dtype).copy_(m) for name, m in masked.items()}
+
+    return {"apply_mask": apply_mask}
+
+
+class EdgePopup(torch.autograd.Function):
+    """The mask as a custom function: right in eager mode, and it even has a rule for vmap."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return mask.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        return gradient * ctx.saved_tensors[0].sign(), None
+
+
+def through_a_function(right: Any) -> Rebound:
+    """A score_mask whose gradient is that of a custom autograd function."""
+
+    def score_mask(scores: torch.Tensor, *, density: float) -> Any:
+        return EdgePopup.apply(scores, right.score_mask(scores.detach(), density=density))
+
+    return {"score_mask": score_mask}
+
+
+@mistake("X3", "a shortcut for scores that are all zero")
+def _(right: Any) -> Rebound:
+    def score_mask(scores: torch.Tensor, *, density: float) -> Any:
+        if scores.abs().max() == 0:
+            return scores
+        return right.score_mask(scores, density=density)
+
+    return {"score_mask": score_mask}
+
+
+@mistake("X4", "a branch on the values of the scores")
+def _(right: Any) -> Rebound:
+    def score_mask(scores: torch.Tensor, *, density: float) -> Any:
+        clean = scores.nan_to_num() if scores.isnan().any() else scores
+        return right.score_mask(clean, density=density)
+
+    return {"score_mask": score_mask}
+
+
+@mistake("X5", "a custom autograd function: no gradient when compiled")
+def _(right: Any) -> Rebound:
+    return through_a_function(right)
+
+
+@mistake("X6", "a custom autograd function: no forward mode")
+def _(right: Any) -> Rebound:
+    return through_a_function(right)
+
+
+@mistake("X7", "scores are rounded to bfloat16 under autocast")
+def _(right: Any) -> Rebound:
+    def score_mask(scores: torch.Tensor, *, density: float) -> Any:
+        if torch.is_autocast_enabled("cpu"):
+            return right.score_mask(scores.bfloat16(), density=density).to(scores.dtype)
+        return right.score_mask(scores, density=density)
+
+    return {"score_mask": score_mask}
+
+
+@mistake("X8", "masked weights are made contiguous")
+def _(right: Any) -> Rebound:
+    def apply_mask(weights: Any, scores: Any, *, density: float) -> Any:
+        masked = right.apply_mask(weights, scores, density=density)
+        return {name: weight.contiguous() for name, weight in masked.items()}
+
+    return {"apply_mask": apply_mask}
+
+
+@mistake("X9", "weights are detached before the forward")
+def _(right: Any) -> Rebound:
+    def masked_forward(model: Any, weights: Any, *args: Any, **kw: Any) -> Any:
+        frozen = {name: weight.detach() for name, weight in weights.items()}
+        return right.masked_forward(model, frozen, *args, **kw)
+
+    return {"masked_forward": masked_forward}
+
+
+@mistake("X10", "weights and scores stay on the CPU where they were drawn")
+def _(right: Any) -> Rebound:
+    def init(model: nn.Module, strategy: Any, *, seed: int) -> Any:
+        shapes = right.maskable_shapes(model)
+        prototype = right.make_prototype(shapes, strategy, seed=seed)
+        return right.init(model, strategy, seed=seed)._replace(
+            weights=right.fill_weights(prototype, shapes, strategy),
+            scores=right.init_scores(shapes, seed=seed),
+        )
+
+    return {"init": init}
+
+
+@mistake("X11", "the mask is left out where no gradient is wanted")
+def _(right: Any) -> Rebound:
+    def apply_mask(weights: Any, scores: Any, *, density: float) -> Any:
+        if not torch.is_grad_enabled():
+            return dict(weights)
+        return right.apply_mask(weights, scores, density=density)
+
+    return {"apply_mask": apply_mask}
+
+
 # --- Storage ------------------------------------------------------------------------------------
 
 

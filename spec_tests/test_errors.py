@@ -38,7 +38,7 @@ def linear_state(**changes: dict[str, Tensor]) -> tuple[nn.Module, Any]:
     return model, pemn.init(model, pemn.mp, seed=0)._replace(**changes)
 
 
-@clause("E1")
+@clause("E1", "SHOULD")
 @given(density=outside)
 def test_density_outside(density: float) -> None:
     """A density outside (0, 1] is refused wherever one is taken, and named."""
@@ -54,7 +54,7 @@ def test_density_outside(density: float) -> None:
         refuses(call, "density", density)
 
 
-@clause("E2")
+@clause("E2", "SHOULD")
 @given(ratio=outside)
 def test_ratio_outside(ratio: float) -> None:
     """A ratio outside (0, 1] is refused, and named."""
@@ -62,14 +62,14 @@ def test_ratio_outside(ratio: float) -> None:
     refuses(lambda: pemn.prototype_length(10, ratio), "ratio", ratio)
 
 
-@clause("E3")
+@clause("E3", "SHOULD")
 def test_unknown_strategy() -> None:
     """A strategy of another name is refused, and so is a ratio where none belongs."""
     refuses(lambda: pemn.Strategy("padding"), "padding", "one_layer")
     refuses(lambda: pemn.Strategy("mp", 0.1), "mp", 0.1)
 
 
-@clause("E4")
+@clause("E4", "SHOULD")
 @given(dimensions=st.lists(st.integers(0, 3), min_size=1, max_size=3), at=st.integers(0, 2))
 def test_empty_layers(dimensions: list[int], at: int) -> None:
     """A layer without weights is refused, and named; so is a set of shapes without layers."""
@@ -84,13 +84,13 @@ def test_empty_layers(dimensions: list[int], at: int) -> None:
     refuses(lambda: pemn.make_prototype({}, pemn.mp, seed=0), "nothing to mask")
 
 
-@clause("E5")
+@clause("E5", "SHOULD")
 def test_nothing_to_mask() -> None:
     """A model without a maskable weight is refused."""
     refuses(lambda: pemn.init(nn.LSTM(3, 4), pemn.mp, seed=0), "nothing to mask")
 
 
-@clause("E6")
+@clause("E6", "SHOULD")
 def test_weights_that_are_not_plain_parameters() -> None:
     """A maskable weight that is computed or lazy is refused, and named: it is not silently rest."""
     spectral = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(3, 4)))
@@ -102,7 +102,7 @@ def test_weights_that_are_not_plain_parameters() -> None:
     refuses(lambda: pemn.maskable_shapes(attention), "in_proj_weight")
 
 
-@clause("E7")
+@clause("E7", "SHOULD")
 @given(seed=seeds, value=st.sampled_from([math.nan, math.inf, -math.inf]))
 def test_non_finite_scores(seed: int, value: float) -> None:
     """Where values may be read a non-finite score is refused, with layer and number."""
@@ -111,7 +111,7 @@ def test_non_finite_scores(seed: int, value: float) -> None:
     refuses(lambda: pemn.materialize(model, state, density=0.5), "weight", "1 non-finite")
 
 
-@clause("E8")
+@clause("E8", "SHOULD")
 @pytest.mark.parametrize("part", ["weights", "scores", "rest", "buffers"])
 def test_state_of_another_model(part: str) -> None:
     """A state that lacks a tensor of the model, has one more, or one of another shape is refused,
@@ -130,7 +130,7 @@ def test_state_of_another_model(part: str) -> None:
         refuses(lambda: pemn.materialize(model, broken, density=0.5), named)  # noqa: B023
 
 
-@clause("E9")
+@clause("E9", "SHOULD")
 @pytest.mark.parametrize("seed", [1.0, "1", None])
 def test_seed_is_an_int(seed: object) -> None:
     """A seed that is not an int is refused, and named: 1.0 would silently be another stream."""
@@ -138,7 +138,7 @@ def test_seed_is_an_int(seed: object) -> None:
     refuses(lambda: pemn.init_scores(SHAPES, seed=seed), "seed", repr(seed))
 
 
-@clause("E10")
+@clause("E10", "SHOULD")
 @pytest.mark.parametrize(
     "prototype", [{}, {"all": torch.ones(0)}, {"all": torch.ones(2, 2)}], ids=str
 )

@@ -1,9 +1,9 @@
 """G: what is trained, and by which gradient."""
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from spec_tests import oracle
@@ -72,8 +72,9 @@ def test_gradient_at_special_scores(scores: Tensor, density: float, seed: int) -
 
 
 @clause("G4")
+@pytest.mark.parametrize("case", sorted(CASES))
 @few()
-@given(case=st.sampled_from(sorted(CASES)), seed=seeds)
+@given(seed=seeds)
 def test_training_moves_scores_and_rest_only(case: str, seed: int) -> None:
     """A training step moves the scores and the rest; the filled weights get no gradient and keep
     their bits, and so does the prototype that they came from.
@@ -98,8 +99,9 @@ def test_training_moves_scores_and_rest_only(case: str, seed: int) -> None:
 
 
 @clause("G5")
+@pytest.mark.parametrize("case", sorted(CASES))
 @few()
-@given(case=st.sampled_from(sorted(CASES)), seed=seeds)
+@given(seed=seeds)
 def test_rest_gets_plain_gradients(case: str, seed: int) -> None:
     """The rest gets the gradient that the plain module with the materialised weights gives it."""
     model = built(CASES[case].build, seed % 100).double()

@@ -3,10 +3,14 @@
 One that goes red says that torch has lifted the limit, and the documentation may drop it.
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import vmap
 from torch.utils.checkpoint import checkpoint
 
 from spec_tests.models import built
@@ -65,3 +69,28 @@ def test_activation_checkpointing() -> None:
         pemn.masked_forward(model, *state, x, density=0.5).sum().backward()
         gradients.append(state.scores["first.weight"].grad)
     assert not torch.allclose(*gradients)
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        (lambda: nn.BatchNorm1d(3, momentum=None), "item"),
+        (lambda: nn.Sequential(nn.Dropout(0.5)), "randomness"),
+    ],
+    ids=["batch-norm with momentum=None", "dropout without a randomness"],
+)
+def test_blocks_that_vmap_refuses(block: Callable[[], nn.Module], message: str) -> None:
+    """These do not run under vmap in training, masked or not."""
+    model = built(lambda: nn.Sequential(nn.Linear(3, 3), block()), 0)
+    state = pemn.init(model, pemn.mp, seed=0)
+    scores = {name: torch.stack([s, s]) for name, s in state.scores.items()}
+    buffers = {name: torch.stack([b, b]) for name, b in state.buffers.items()}
+
+    def run(scores: dict[str, Tensor], buffers: dict[str, Tensor]) -> Any:
+        x = torch.ones(4, 3)
+        return pemn.masked_forward(
+            model, state.weights, scores, state.rest, buffers, x, density=0.5
+        )
+
+    with pytest.raises(RuntimeError, match=message):
+        vmap(run)(scores, buffers)
