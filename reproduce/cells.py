@@ -142,6 +142,20 @@ _WAYS: tuple[tuple[str, float | None, float | None], ...] = (
     ("control", None, 0.5),
 )
 
+# Size and rate were chosen on 397 of the training images, trained on the other 900 (torch 2.14.1,
+# one thread of a Xeon; accuracy in %, means of 2 seeds, 3 where marked *; errors of 1 to 3 points):
+#                         dense    mp  rp_1e-2  rp_1e-4  control
+#   rate 0.01, 20 epochs   95.8  89.8     93.6     66.6     59.9
+#   rate 0.02, 20 epochs   95.5  93.6     92.7     83.4     71.2
+#   rate 0.05, 20 epochs   95.7  93.7     93.6     83.1     76.2
+#   rate 0.1,  20 epochs   95.7  88.9     92.8     90.6     83.9
+#   rate 0.05, 25 epochs*  95.4  94.7     93.0     87.7     81.1   <- the recipe
+#   rate 0.05, 30 epochs*  96.1  95.0     94.3     89.7     82.7
+#   rate 0.1,  30 epochs*  95.4  96.1     92.2     89.4     85.3
+#   width 16 depth 2       94.5  80.6     80.4              65.5   (rate and epochs of the recipe)
+#   width 64 depth 3       95.8  95.5     96.3              92.7
+# Rates 0.05 (the paper's) and 0.1 do not differ beyond the error. Width 16 is too narrow for masks,
+# at 64 batch-norm over random masks almost suffices; 32 tells the strategies from the control.
 DIGITS = Study(
     name="digits",
     title="A small ConvMixer on 8x8 digits: a demonstration, not a cell of the paper",

@@ -16,6 +16,13 @@ SMALL = ("--epochs", "1", "--seeds", "2", "--strategy", "rp_1e-2", "--strategy",
 STUDY = DIGITS.only(["rp_1e-2", "control"]).shortened(1)
 RUN_IDS = [cell.run_id(seed) for seed in (0, 1) for cell in STUDY.cells]
 
+# python -m reproduce, with Ctrl-C at work: started in the background, a shell's child ignores it.
+UNDER_SIGINT = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("reproduce", run_name="__main__", alter_sys=True)
+"""
+
 
 class Command:
     """Runs ``python -m reproduce run`` in this process, into a folder of the test."""
@@ -147,7 +154,7 @@ def test_damaged_rows_are_one_line_and_exit_code_2(command: Command) -> None:
 def test_ctrl_c_leaves_whole_rows_and_the_next_run_goes_on(command: Command) -> None:
     arguments = ["--epochs", "20", "--strategy", "rp_1e-2", "--seeds", "3"]
     child = subprocess.Popen(
-        [sys.executable, "-m", "reproduce", "run", "--out", str(command.out), *arguments],
+        [sys.executable, "-c", UNDER_SIGINT, "run", "--out", str(command.out), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -59,7 +59,7 @@ def test_scores_and_rest_are_trained_of_a_masked_network_all_of_a_dense_one(cell
     shapes = pemn.maskable_shapes(model)
     parameters = dict(model.named_parameters())
     if cell.name == "dense":
-        expected = list(parameters.values())
+        expected: list[Tensor] = list(parameters.values())
     else:
         expected = [p for name, p in parameters.items() if name not in shapes]
         if cell.name != "control":

@@ -1,0 +1,103 @@
+"""Batches whose order and augmentation are a function of seed and epoch alone.
+
+So they are the same for any number of worker processes, and after a run was stopped and continued.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from pemn_ref.prototype import random_stream
+
+Batch = tuple[Tensor, Tensor]
+"""Images (n, channels, height, width) and their class numbers (n,)."""
+Transform = Callable[[Any], Tensor]
+
+
+class Images(Protocol):
+    """Image and class number by index: torchvision's datasets, torch's ``Subset``, ..."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> tuple[Any, ...]: ...
+
+
+class _Augmented(Dataset[tuple[Tensor, Any]]):
+    """Images by (epoch, index). Stateless: no matter which process is asked, and when."""
+
+    def __init__(self, images: Images, transform: Transform | None, seed: int) -> None:
+        self.images, self.transform, self.seed = images, transform, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Any]:
+        epoch, index = key
+        image, label = self.images[index]
+        if self.transform is None:
+            return image, label
+        # torchvision draws from the CPU's global stream: give it one of this image's own, then the
+        # caller's back. (torch.manual_seed would reset the streams of the devices, too.)
+        with torch.random.fork_rng(devices=[]):
+            stream = random_stream(f"augmentation {epoch} {index}", self.seed)
+            torch.default_generator.manual_seed(stream.initial_seed())
+            return self.transform(image), label
+
+
+class _Order(Sampler[list[tuple[int, int]]]):
+    """The keys of each batch of ``epoch``; the last batch holds what is left."""
+
+    def __init__(self, length: int, batch: int, seed: int) -> None:
+        self.length, self.batch, self.seed = length, batch, seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return -(-self.length // self.batch)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = torch.randperm(
+            self.length, generator=random_stream(f"order {self.epoch}", self.seed)
+        )
+        keys = [
+            [(self.epoch, index) for index in part.tolist()] for part in order.split(self.batch)
+        ]
+        return iter(keys)
+
+
+class TrainingBatches:
+    """The shuffled and augmented batches of any epoch. Workers live as long as this object."""
+
+    def __init__(
+        self, images: Images, transform: Transform | None, *, seed: int, batch: int, workers: int
+    ) -> None:
+        self._order = _Order(len(images), batch, seed)
+        self._loader = DataLoader(
+            _Augmented(images, transform, seed),
+            batch_sampler=self._order,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            generator=torch.Generator(),  # else it draws from the caller's stream
+        )
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return len(self._order)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of one epoch; one at a time, but it may be left before its end."""
+        self._order.epoch = epoch
+        batches: Iterator[Batch] = iter(self._loader)
+        return batches
+
+
+def evaluation_batches(
+    images: Images, transform: Transform | None, *, batch: int, workers: int
+) -> Iterable[Batch]:
+    """All images in their own order. The same each time, so a caller may keep them in a list."""
+    keys = [(0, index) for index in range(len(images))]
+    return DataLoader(
+        _Augmented(images, transform, seed=0),
+        batch_sampler=[keys[start : start + batch] for start in range(0, len(keys), batch)],
+        num_workers=workers,
+        generator=torch.Generator(),
+    )

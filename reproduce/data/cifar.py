@@ -1,0 +1,35 @@
+"""CIFAR-10 and CIFAR-100: read, checked and downloaded by torchvision.
+
+A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
+"""
+
+from http.client import HTTPException
+from pathlib import Path
+
+from torchvision.datasets import CIFAR10, CIFAR100  # type: ignore[import-untyped]
+
+from reproduce.data.batches import Images
+from reproduce.data.root import MissingDataError
+
+_SOURCES = {"cifar10": CIFAR10, "cifar100": CIFAR100}
+
+
+def load(name: str, root: Path) -> tuple[Images, Images]:
+    """Training and test images of ``cifar10`` or ``cifar100``, PIL and class number each.
+
+    Files that are missing under ``root`` or do not have their published checksum are downloaded.
+
+    Raises:
+        MissingDataError: if that fails.
+    """
+    source = _SOURCES[name]
+    try:
+        train: Images = source(root, train=True, download=True)
+        test: Images = source(root, train=False)
+    except (OSError, HTTPException, RuntimeError) as error:  # the last for a wrong checksum
+        raise MissingDataError(
+            f"{name}: {root / source.base_folder} is missing, incomplete or damaged, and the"
+            f" download failed ({error}): extract {source.filename} from {source.url} in {root},"
+            " or name another folder with --data or PEMN_DATA"
+        ) from error
+    return train, test

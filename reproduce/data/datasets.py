@@ -1,0 +1,50 @@
+"""The datasets by name: what a model and a recipe must know of them, and how they are read."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch.utils.data import TensorDataset
+
+from reproduce.data import cifar, digits, tiny_imagenet
+from reproduce.data.batches import Images
+from reproduce.data.root import data_root
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What is known before an image is read. ``mean`` and ``std`` are per channel, of 0 .. 1.
+
+    Both are empty where images come as normalised tensors, not as PIL.
+    """
+
+    channels: int
+    size: int
+    classes: int
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+
+DATASETS = {
+    "digits": Dataset(channels=1, size=8, classes=10),
+    "cifar10": Dataset(3, 32, 10, mean=(0.4914, 0.4822, 0.4465), std=(0.2471, 0.2435, 0.2616)),
+    "cifar100": Dataset(3, 32, 100, mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761)),
+    # mean and std are those of ImageNet, as PEMN has it
+    "tiny-imagenet": Dataset(3, 64, 200, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+}
+
+
+def load(name: str, root: Path | None = None) -> tuple[Images, Images]:
+    """Images to train on, and those to measure on; ``root`` as ``data_root`` takes it.
+
+    Raises:
+        MissingDataError: if they are not there and cannot be had.
+    """
+    if name == "digits":
+        split = digits.load()
+        return (
+            TensorDataset(split.train_images, split.train_labels),
+            TensorDataset(split.test_images, split.test_labels),
+        )
+    if name == "tiny-imagenet":
+        return tiny_imagenet.load(data_root(root))
+    return cifar.load(name, data_root(root))

@@ -1,0 +1,17 @@
+"""Where the datasets lie that do not ship with the package."""
+
+import os
+from pathlib import Path
+
+
+class MissingDataError(Exception):
+    """A dataset is not there, not complete or damaged; one line that says what would help."""
+
+
+def data_root(argument: Path | None = None) -> Path:
+    """``argument``, else the folder that ``PEMN_DATA`` names, else one in the user's cache."""
+    if argument is not None:
+        return argument
+    if named := os.environ.get("PEMN_DATA"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pemn_ref"

@@ -1,0 +1,171 @@
+"""CIFAR, in tiny folders of its real format. Of torchvision, only names and checksums change."""
+
+import hashlib
+import os
+import pickle
+import tarfile
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import pytest
+from torchvision.datasets import CIFAR10, CIFAR100  # type: ignore[import-untyped]
+
+from reproduce.data.batches import Images
+from reproduce.data.datasets import DATASETS, load
+from reproduce.data.root import MissingDataError, data_root
+
+
+def write(path: Path, content: dict[str, Any]) -> tuple[str, str]:
+    """Name and checksum, as torchvision lists them."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(pickle.dumps(content, protocol=2))
+    return path.name, hashlib.md5(path.read_bytes()).hexdigest()
+
+
+def pixels(first: int, n: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Images of one colour: red is the number, green and blue are constant."""
+    red = np.repeat(np.arange(first, first + n, dtype=np.uint8)[:, None], 1024, axis=1)
+    return np.hstack([red, np.full_like(red, 100), np.full_like(red, 200)])
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Five training batches of 4 images and a test batch of 3 (CIFAR-10); 6 and 2 (CIFAR-100).
+
+    A download is refused at once: nothing listens there.
+    """
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    root = tmp_path / "data"
+    root.mkdir()
+    folder = root / CIFAR10.base_folder
+    train = [
+        write(
+            folder / f"data_batch_{k + 1}",
+            {"data": pixels(4 * k, 4), "labels": [k, k + 1, k + 2, k + 3]},
+        )
+        for k in range(5)
+    ]
+    test = write(folder / "test_batch", {"data": pixels(50, 3), "labels": [9, 8, 7]})
+    meta = write(folder / "batches.meta", {"label_names": [str(n) for n in range(10)]})
+    patch(monkeypatch, CIFAR10, train, test, meta)
+
+    folder = root / CIFAR100.base_folder
+    fine = {"data": pixels(0, 6), "fine_labels": list(range(94, 100)), "coarse_labels": [0] * 6}
+    rest = {"data": pixels(60, 2), "fine_labels": [98, 99], "coarse_labels": [0] * 2}
+    meta = write(folder / "meta", {"fine_label_names": [str(n) for n in range(100)]})
+    patch(
+        monkeypatch, CIFAR100, [write(folder / "train", fine)], write(folder / "test", rest), meta
+    )
+    return root
+
+
+def patch(monkeypatch: pytest.MonkeyPatch, source: Any, train: Any, test: Any, meta: Any) -> None:
+    monkeypatch.setattr(source, "train_list", train)
+    monkeypatch.setattr(source, "test_list", [test])
+    monkeypatch.setattr(source, "meta", {**source.meta, "md5": meta[1]})
+    monkeypatch.setattr(source, "url", "http://127.0.0.1:9/" + source.filename)
+
+
+def seen(images: Images) -> list[tuple[tuple[int, ...], int]]:
+    """Colour of the last pixel, and class."""
+    return [(images[i][0].getpixel((31, 31)), images[i][1]) for i in range(len(images))]
+
+
+def test_cifar10_is_all_training_batches_and_the_test_batch(root: Path) -> None:
+    train, test = load("cifar10", root)
+    labels = [k + j for k in range(5) for j in range(4)]
+    assert seen(train) == [((red, 100, 200), label) for red, label in enumerate(labels)]
+    assert seen(test) == [((50, 100, 200), 9), ((51, 100, 200), 8), ((52, 100, 200), 7)]
+    assert train[0][0].size == (32, 32)
+
+
+def test_cifar100_has_its_fine_labels(root: Path) -> None:
+    train, test = load("cifar100", root)
+    assert [label for _, label in seen(train)] == [94, 95, 96, 97, 98, 99]
+    assert seen(test) == [((60, 100, 200), 98), ((61, 100, 200), 99)]
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_without_data_or_network_one_line_names_the_ways_out(
+    name: str, root: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(MissingDataError) as caught:
+        load(name, tmp_path / "empty")
+    message = str(caught.value)
+    for part in (name, str(tmp_path / "empty"), "refused", ".tar.gz", "--data", "PEMN_DATA"):
+        assert part in message
+    assert "\n" not in message
+
+
+def test_damage_is_noticed(root: Path) -> None:
+    damaged = root / CIFAR10.base_folder / "data_batch_3"
+    content = bytearray(damaged.read_bytes())
+    content[-1000] ^= 1  # in a pixel: it would still load
+    damaged.write_bytes(content)
+    with pytest.raises(MissingDataError, match="damaged"):
+        load("cifar10", root)
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """A web server that does not log."""
+
+    def log_message(self, format: str, *args: object) -> None: ...
+
+
+@pytest.mark.filterwarnings("ignore:.*tar:DeprecationWarning")  # older torchvision, newer Python
+def test_data_is_downloaded_where_there_is_a_network(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = tmp_path / "published" / CIFAR10.filename
+    archive.parent.mkdir()
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(root / CIFAR10.base_folder, arcname=CIFAR10.base_folder)
+    handler = partial(Quiet, directory=str(archive.parent))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever).start()
+        try:
+            url = f"http://127.0.0.1:{server.server_port}/{archive.name}"
+            monkeypatch.setattr(CIFAR10, "url", url)
+            monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+            train, test = load("cifar10", tmp_path / "new")
+            assert (len(train), len(test)) == (20, 3)
+
+            monkeypatch.setattr(CIFAR10, "tgz_md5", "0" * 32)
+            with pytest.raises(MissingDataError, match=r"download failed.*corrupted"):
+                load("cifar10", tmp_path / "other")
+        finally:
+            server.shutdown()
+
+
+def test_root_is_the_argument_else_the_environment_else_a_cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PEMN_DATA", str(tmp_path / "named"))
+    assert data_root(Path("given")) == Path("given")
+    assert data_root() == tmp_path / "named"
+    monkeypatch.delenv("PEMN_DATA")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert data_root() == tmp_path / "cache" / "pemn_ref"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert data_root() == tmp_path / ".cache" / "pemn_ref"
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_real_images_have_the_normalisation_of_the_recipes(name: str) -> None:
+    folder = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name].base_folder
+    root = Path(os.environ.get("PEMN_DATA", ""))
+    if "PEMN_DATA" not in os.environ or not (root / folder).is_dir():
+        pytest.skip(f"PEMN_DATA names no folder with {folder}")
+    train, test = load(name, root)
+    assert (len(train), len(test)) == (50_000, 10_000)
+    dataset = DATASETS[name]
+    assert {train[i][1] for i in range(5_000)} == set(range(dataset.classes))
+    values = np.stack([np.asarray(train[i][0]) for i in range(0, 50_000, 5)]) / 255
+    np.testing.assert_allclose(values.mean(axis=(0, 1, 2)), dataset.mean, atol=0.003)
+    np.testing.assert_allclose(values.std(axis=(0, 1, 2)), dataset.std, atol=0.003)
