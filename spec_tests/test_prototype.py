@@ -24,8 +24,8 @@ from spec_tests.subject import pemn
 # Large enough to tell distributions apart: the bounds below are at least five standard errors, so
 # that random seeds do not fail by chance. Two layers are the largest, with different fan-in.
 LONG = {
-    "small.weight": torch.Size((20, 9)),
     "large.weight": torch.Size((100, 20, 2, 5)),
+    "small.weight": torch.Size((20, 9)),
     "equal.weight": torch.Size((50, 400)),
 }
 
