@@ -11,6 +11,8 @@ import pytest
 
 from reproduce.__main__ import main
 from reproduce.cells import DIGITS
+from reproduce.run import measure
+from reproduce.train import Epoch
 
 SMALL = ("--epochs", "1", "--seeds", "2", "--strategy", "rp_1e-2", "--strategy", "control")
 STUDY = DIGITS.only(["rp_1e-2", "control"]).shortened(1)
@@ -88,6 +90,16 @@ def test_row_says_what_was_measured_with_what(command: Command) -> None:
     assert row["hardware"]["cpu"]
     assert sorted(row["versions"]) == ["pemn_ref", "python", "torch", "torchvision"]
     assert row["seconds"] > 0
+
+
+def test_headline_is_the_last_epoch_and_the_best_stands_beside_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    history = [Epoch(loss=2.0, accuracy=0.5), Epoch(1.5, 0.75), Epoch(1.0, 0.625)]
+    monkeypatch.setattr("reproduce.run.train", lambda *_, **__: history)
+    row = measure(STUDY.cells[0], 0, lambda _: None)
+    assert (row["accuracy_last"], row["accuracy_best"]) == (0.625, 0.75)
+    assert row["history"][1] == {"loss": 1.5, "accuracy": 0.75}
 
 
 def test_same_command_gives_the_same_rows_times_aside(command: Command) -> None:
