@@ -45,6 +45,14 @@ def load(root: Path) -> tuple[Images, Images]:
             f" {FOLDER}.zip in {root}, or name another folder with --data or PEMN_DATA"
         ) from error
     number = {wnid: label for label, wnid in enumerate(classes)}
+    try:
+        rows = [line.split("\t")[:2] for line in annotations]  # the rest is a bounding box
+        test = [(folder / "val" / "images" / name, number[wnid]) for name, wnid in rows]
+    except (KeyError, ValueError) as error:
+        raise MissingDataError(
+            f"tiny-imagenet: {folder / 'val' / 'val_annotations.txt'} does not fit wnids.txt"
+            f" ({error}): extract {FOLDER}.zip again"
+        ) from error
     of_class = {w: sorted((folder / "train" / w / "images").glob("*.JPEG")) for w in classes}
     most = max(len(files) for files in of_class.values())
     for wnid, files in of_class.items():
@@ -53,8 +61,6 @@ def load(root: Path) -> tuple[Images, Images]:
                 f"tiny-imagenet: {len(files)} images in {folder / 'train' / wnid}, and up to {most}"
                 f" in others: extract {FOLDER}.zip again"
             )
-    rows = [line.split("\t")[:2] for line in annotations]  # the rest is a bounding box
-    test = [(folder / "val" / "images" / name, number[wnid]) for name, wnid in rows]
     for path, _ in test:
         if not path.exists():
             raise MissingDataError(f"tiny-imagenet: no {path}: extract {FOLDER}.zip again")

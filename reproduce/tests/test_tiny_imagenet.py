@@ -66,6 +66,12 @@ def test_what_is_missing_is_named_and_never_downloaded(root: Path, missing: str)
     assert "extract" in str(caught.value)
 
 
+def test_annotations_must_fit_the_classes(root: Path) -> None:
+    (root / FOLDER / "wnids.txt").write_text("\n".join(CLASSES[:2]))
+    with pytest.raises(MissingDataError, match=r"annotations.*n04067472.*extract"):
+        load("tiny-imagenet", root)
+
+
 def test_a_training_folder_without_images_is_an_error(root: Path) -> None:
     (root / FOLDER / "train").rename(root / "elsewhere")
     with pytest.raises(MissingDataError, match="0 images"):
