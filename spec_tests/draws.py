@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from hypothesis import settings
@@ -24,8 +24,6 @@ def few() -> settings:
 
 
 Shapes = dict[str, torch.Size]
-Drawn = tuple[str, float, Any]  # a strategy: its name, its ratio, the implementation's value
-
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 seeds = st.integers(0, 2**63 - 1)
 dtypes = st.sampled_from(DTYPES)
@@ -52,14 +50,23 @@ def repeated_shape_sets(draw: st.DrawFn) -> Shapes:
     return {f"layer{i}.weight": shape for i, shape in enumerate(drawn + again + turned)}
 
 
+class Drawn(NamedTuple):
+    """A strategy by its name and ratio, independent of the implementation that is judged."""
+
+    name: str
+    ratio: float = 1.0
+
+    @property
+    def value(self) -> Any:
+        """The implementation's value for it."""
+        return pemn.rp(self.ratio) if self.name == "rp" else getattr(pemn, self.name)
+
+
 @st.composite
 def strategies(draw: st.DrawFn) -> Drawn:
-    """Name, ratio, and the implementation's value for it."""
+    """Any strategy, rp with any ratio."""
     name = draw(st.sampled_from(["mask", "one_layer", "mp", "rp"]))
-    if name == "rp":
-        ratio = draw(fractions)
-        return name, ratio, pemn.rp(ratio)
-    return name, 1.0, getattr(pemn, name)
+    return Drawn(name, draw(fractions)) if name == "rp" else Drawn(name)
 
 
 def reshaped(values: Sequence[float], dtype: torch.dtype = torch.float32) -> Tensor:

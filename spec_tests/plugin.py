@@ -1,9 +1,11 @@
-"""Options and report of the suite: ``--clause``, ``--clause-report``.
+"""Options and report of the suite: ``--impl``, ``--clause``, ``--known``, ``--clause-report``.
 
 A module of its own, since pytest does not know the options of a conftest when the suite is named
-by ``--pyargs``: from outside of a checkout, ``pytest -p spec_tests.plugin --pyargs spec_tests``.
+by ``--pyargs``: from outside of a checkout, ``pytest -p spec_tests.plugin --pyargs spec_tests``, or
+shorter ``python -m spec_tests run``.
 """
 
+import importlib
 import json
 import os
 import tempfile
@@ -14,18 +16,28 @@ from typing import Any
 
 import pytest
 
-from spec_tests.clauses import CLAUSES, EXAMPLES, all_clauses
-from spec_tests.subject import pemn
+from spec_tests.clauses import EXAMPLES, all_clauses
+from spec_tests.subject import name_of, subject
 
 Rows = dict[str, dict[str, Any]]
 ROWS = pytest.StashKey[Rows]()
+KNOWN = pytest.StashKey[dict[str, str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options."""
     group = parser.getgroup("pemn", "clauses of the PEMN specification")
     group.addoption(
+        "--impl", metavar="MODULE", help="the implementation to judge (default: pemn_ref)"
+    )
+    group.addoption(
         "--clause", metavar="IDS", help="run these clauses only: ids or patterns, as in F2,M*"
+    )
+    group.addoption(
+        "--known",
+        metavar="FILE",
+        type=Path,
+        help="failures of the implementation that are known: a line each, as in 'W1: no attention'",
     )
     group.addoption(
         "--clause-report", metavar="FILE", type=Path, help="write the clause report as JSON"
@@ -39,11 +51,36 @@ def pytest_configure(config: pytest.Config) -> None:
     report = config.getoption("clause_report")
     if report is not None and not report.absolute().parent.is_dir():
         raise pytest.UsageError(f"--clause-report: {report.absolute().parent} is not a folder")
+    module = config.getoption("impl")
+    if module is not None:
+        try:
+            subject.implementation = importlib.import_module(module)
+        except ImportError as error:
+            raise pytest.UsageError(f"--impl: cannot import {module}: {error}") from error
     for pattern in _patterns(config):
         if not any(fnmatchcase(identifier, pattern) for identifier in all_clauses()):
-            raise pytest.UsageError(
-                f"--clause: {pattern} is no clause; see the table of a full run"
-            )
+            raise pytest.UsageError(f"--clause: there is no clause {pattern}")
+    config.stash[KNOWN] = _known_failures(config.getoption("known"))
+
+
+def _known_failures(path: Path | None) -> dict[str, str]:
+    """Clause -> reason; empty lines and comments are passed over."""
+    if path is None:
+        return {}
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as error:
+        raise pytest.UsageError(f"--known: {error}") from error
+    known = {}
+    for number, line in enumerate(lines, start=1):
+        if line.strip() and not line.lstrip().startswith("#"):
+            identifier, _, reason = (part.strip() for part in line.partition(":"))
+            if identifier not in all_clauses():
+                raise pytest.UsageError(f"{path}:{number}: there is no clause {identifier!r}")
+            if not reason:
+                raise pytest.UsageError(f"{path}:{number}: {identifier} needs a reason after a ':'")
+            known[identifier] = reason
+    return known
 
 
 def _patterns(config: pytest.Config) -> list[str]:
@@ -55,11 +92,20 @@ def _clause_of(item: pytest.Item) -> str | None:
     return None if marker is None else str(marker.args[0])
 
 
+def pytest_report_header() -> str:
+    """Name what is judged."""
+    return f"judging: {name_of(subject.implementation)}"
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave only the clauses asked for."""
-    patterns = _patterns(config)
+    """Leave only the clauses asked for; of another implementation, only clauses."""
+    patterns = _patterns(config) or (["*"] if config.getoption("impl") else [])
     if patterns:
-        chosen = [i for i in items if any(fnmatchcase(_clause_of(i) or "", p) for p in patterns)]
+        chosen = [
+            item
+            for item in items
+            if any(fnmatchcase(_clause_of(item) or "", p) and _clause_of(item) for p in patterns)
+        ]
         config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
         items[:] = chosen
 
@@ -81,6 +127,9 @@ def pytest_runtest_makereport(
             failing = "\n".join([item.name, call.excinfo.exconly(), *notes])
         # User properties travel from the workers of pytest-xdist to the process that reports.
         report.user_properties.append(("clause", [identifier, report.outcome, tried, failing]))
+        if report.failed and identifier in item.config.stash[KNOWN]:
+            report.outcome = "skipped"
+            report.wasxfail = item.config.stash[KNOWN][identifier]
     return report
 
 
@@ -89,6 +138,7 @@ class _Collector:
 
     def __init__(self, config: pytest.Config) -> None:
         self.rows = config.stash[ROWS]
+        self.known = config.stash[KNOWN]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         for name, value in report.user_properties:
@@ -101,7 +151,17 @@ class _Collector:
                 )
                 row["examples"] += examples
                 if outcome == "failed":
-                    row.update(status="failed", failing=row["failing"] or failing)
+                    row["status"] = "known" if identifier in self.known else "failed"
+                    row["failing"] = row["failing"] or failing
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if session.exitstatus == pytest.ExitCode.OK and self.passed_all_the_same():
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def passed_all_the_same(self) -> list[str]:
+        """Known failures that did not fail: the list is out of date, which is an error."""
+        return [c for c in self.known if self.rows.get(c, {}).get("status") == "passed"]
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -111,31 +171,32 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """Print the table of clauses, and write it where ``--clause-report`` says."""
-    seen = config.stash[ROWS]
-    if not CLAUSES and not seen:
-        return
+    collector: Any = config.pluginmanager.get_plugin("pemn-clauses")
     not_run = {"status": "not run", "examples": 0, "failing": None}
     rows = [
-        {"clause": name, "level": c.level, "text": c.text, **seen.get(name, not_run)}
+        {
+            "clause": name,
+            "level": c.level,
+            "text": c.text,
+            **collector.rows.get(name, not_run),
+            "known": collector.known.get(name),
+        }
         for name, c in all_clauses().items()
     ]
-    terminalreporter.section("clauses")
+    terminalreporter.section(f"clauses, {name_of(subject.implementation)}")
     for row in rows:
         status = f"{row['level']:<6} {row['status']:<7} {row['examples']:>6}"
         terminalreporter.write_line(f"{row['clause']:<4} {status}  {row['text']}")
-    counts = [f"{sum(r['status'] == s for r in rows)} {s}" for s in ("passed", "failed", "not run")]
+    for identifier in collector.passed_all_the_same():
+        terminalreporter.write_line(
+            f"error: {identifier} is listed as a known failure and passed: remove it from the list"
+        )
+    statuses = ("passed", "failed", "known", "not run")
+    counts = [f"{sum(row['status'] == s for row in rows)} {s}" for s in statuses]
     terminalreporter.write_line(f"{len(rows)} clauses: {', '.join(counts)}")
     path = config.getoption("clause_report")
     if path is not None:
-        implementation = pemn.implementation
-        write_whole(
-            path,
-            {
-                "implementation": implementation.__name__,
-                "version": getattr(implementation, "__version__", None),
-                "clauses": rows,
-            },
-        )
+        write_whole(path, {"implementation": name_of(subject.implementation), "clauses": rows})
 
 
 def write_whole(path: Path, content: Any) -> None:

@@ -132,7 +132,7 @@ def test_state_of_another_model(part: str) -> None:
 
 @clause("E9", "SHOULD")
 @pytest.mark.parametrize("seed", [1.0, "1", None])
-def test_seed_is_an_int(seed: object) -> None:
+def test_seed_is_an_int(seed: Any) -> None:
     """A seed that is not an int is refused, and named: 1.0 would silently be another stream."""
     refuses(lambda: pemn.make_prototype(SHAPES, pemn.mp, seed=seed), "seed", repr(seed))
     refuses(lambda: pemn.init_scores(SHAPES, seed=seed), "seed", repr(seed))

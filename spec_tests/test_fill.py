@@ -22,12 +22,12 @@ from spec_tests.subject import pemn
 
 def numbered(shapes: Shapes, strategy: Drawn) -> dict[str, Tensor]:
     """Weights filled from prototypes that number their values 0, 1, 2, ... all through."""
-    prototype = pemn.make_prototype(shapes, strategy[2], seed=0)
+    prototype = pemn.make_prototype(shapes, strategy.value, seed=0)
     start = 0
     for group, values in prototype.items():
         prototype[group] = torch.arange(start, start + len(values))
         start += len(values)
-    filled: dict[str, Tensor] = pemn.fill_weights(prototype, shapes, strategy[2])
+    filled: dict[str, Tensor] = pemn.fill_weights(prototype, shapes, strategy.value)
     return filled
 
 
@@ -35,7 +35,7 @@ def numbered(shapes: Shapes, strategy: Drawn) -> dict[str, Tensor]:
 @given(shapes=st.one_of(shape_sets, repeated_shape_sets()), ratio=fractions)
 def test_index_formula(shapes: Shapes, ratio: float) -> None:
     """Element i, row by row, of a layer takes prototype[i mod L], every layer from offset 0."""
-    weights = numbered(shapes, ("rp", ratio, pemn.rp(ratio)))
+    weights = numbered(shapes, Drawn("rp", ratio))
     (length,) = oracle.lengths(shapes, "rp", ratio)
     assert list(weights) == list(shapes)
     for name, shape in shapes.items():
@@ -46,14 +46,14 @@ def test_index_formula(shapes: Shapes, ratio: float) -> None:
 
 @clause("F2")
 @given(shapes=st.one_of(shape_sets, repeated_shape_sets()), strategy=strategies())
-@example({"a.weight": torch.Size([1])}, ("mp", 1.0, pemn.mp))
-@example({"a.weight": torch.Size([40, 5])}, ("rp", 1e-5, pemn.rp(1e-5)))  # one value
-@example({"a.weight": torch.Size([4, 5]), "b.weight": torch.Size([4, 5])}, ("rp", 1.0, pemn.rp(1)))
+@example({"a.weight": torch.Size([1])}, Drawn("mp"))
+@example({"a.weight": torch.Size([40, 5])}, Drawn("rp", 1e-5))  # one value
+@example({"a.weight": torch.Size([4, 5]), "b.weight": torch.Size([4, 5])}, Drawn("rp", 1.0))
 def test_unique_by_index(shapes: Shapes, strategy: Drawn) -> None:
     """By index the weights hold exactly: mask all, one_layer the sum over distinct shapes, mp the
     largest weight's, rp its prototype's number of distinct values.
     """
-    name, ratio, _ = strategy
+    name, ratio = strategy
     weights = numbered(shapes, strategy)
     distinct = torch.cat([w.flatten() for w in weights.values()]).unique().numel()
     assert distinct == oracle.unique_values(shapes, name, ratio)
@@ -63,9 +63,9 @@ def test_unique_by_index(shapes: Shapes, strategy: Drawn) -> None:
 @given(shapes=st.one_of(shape_sets, repeated_shape_sets()), strategy=strategies(), seed=seeds)
 def test_unique_by_value(shapes: Shapes, strategy: Drawn, seed: int) -> None:
     """By value the filled weights hold at most as many distinct numbers as by index."""
-    name, ratio, value = strategy
-    prototype = pemn.make_prototype(shapes, value, seed=seed)
-    weights = pemn.fill_weights(prototype, shapes, value)
+    name, ratio = strategy
+    prototype = pemn.make_prototype(shapes, strategy.value, seed=seed)
+    weights = pemn.fill_weights(prototype, shapes, strategy.value)
     distinct = torch.cat([w.flatten() for w in weights.values()]).unique().numel()
     assert distinct <= oracle.unique_values(shapes, name, ratio)
 
@@ -77,7 +77,7 @@ def test_one_layer_shares_by_shape(shapes: Shapes, seed: int) -> None:
     even where numel agrees.
     """
     shapes = {**shapes, "in.weight": torch.Size([6, 4]), "out.weight": torch.Size([6, 4])}
-    weights = numbered(shapes, ("one_layer", 1.0, pemn.one_layer))
+    weights = numbered(shapes, Drawn("one_layer"))
     for a, left in weights.items():
         for b, right in weights.items():
             shared = set(left.flatten().tolist()) & set(right.flatten().tolist())
@@ -90,10 +90,10 @@ def test_filled_weights_are_frozen_copies(
     shapes: Shapes, strategy: Drawn, seed: int, dtype: torch.dtype
 ) -> None:
     """Filling cuts the graph, keeps the dtype and copies: changing a weight changes no other."""
-    drawn = pemn.make_prototype(shapes, strategy[2], seed=seed)
+    drawn = pemn.make_prototype(shapes, strategy.value, seed=seed)
     prototype = {g: v.to(dtype).requires_grad_() for g, v in drawn.items()}
     before = {group: values.detach().clone() for group, values in prototype.items()}
-    weights = pemn.fill_weights(prototype, shapes, strategy[2])
+    weights = pemn.fill_weights(prototype, shapes, strategy.value)
     for name, weight in weights.items():
         assert not weight.requires_grad
         assert weight.dtype == dtype

@@ -50,7 +50,7 @@ def test_equals_the_plain_module(
     training and in evaluation.
     """
     model = built(CASES[case].build, seed % 100).double().train(train)
-    state = pemn.init(model, strategy[2], seed=seed)
+    state = pemn.init(model, strategy.value, seed=seed)
     assert_equals_plain(model, state, inputs_of(case, seed), density)
 
 
@@ -88,9 +88,9 @@ def test_init_is_its_parts(case: str, strategy: Drawn, seed: int) -> None:
     """
     model = built(CASES[case].build, seed % 100).double()
     shapes = pemn.maskable_shapes(model)
-    state = pemn.init(model, strategy[2], seed=seed)
-    prototype = pemn.make_prototype(shapes, strategy[2], seed=seed)
-    weights = pemn.fill_weights(prototype, shapes, strategy[2])
+    state = pemn.init(model, strategy.value, seed=seed)
+    prototype = pemn.make_prototype(shapes, strategy.value, seed=seed)
+    weights = pemn.fill_weights(prototype, shapes, strategy.value)
     scores = pemn.init_scores(shapes, seed=seed)
     for name, parameter in model.named_parameters():
         parts = (state.weights, state.scores, state.rest)
@@ -119,7 +119,7 @@ def test_materialize(case: str, strategy: Drawn, density: float, seed: int) -> N
     state's memory and of gradients, and keeps of each maskable weight as many as it should.
     """
     model = built(CASES[case].build, seed % 100)
-    state = pemn.init(model, strategy[2], seed=seed)
+    state = pemn.init(model, strategy.value, seed=seed)
     dense = pemn.materialize(model, state, density=density)
     assert list(dense) == list(model.state_dict())
     assert not any(t.requires_grad for t in dense.values())

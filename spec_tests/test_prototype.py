@@ -65,8 +65,8 @@ def test_one_prototype_per_group(shapes: Shapes, strategy: Drawn, seed: int) -> 
     """mask has a prototype per weight, one_layer one per shape, mp and rp one; each has the length
     for the largest weight that it fills, and all are finite float32 on the CPU without gradient.
     """
-    name, ratio, value = strategy
-    prototype = pemn.make_prototype(shapes, value, seed=seed)
+    name, ratio = strategy
+    prototype = pemn.make_prototype(shapes, strategy.value, seed=seed)
     assert sorted(v.numel() for v in prototype.values()) == oracle.lengths(shapes, name, ratio)
     for values in prototype.values():
         assert values.ndim == 1
@@ -100,10 +100,9 @@ def test_own_values_are_kaiming_normal_of_their_layer(seed: int) -> None:
 @given(shapes=repeated_shape_sets(), strategy=strategies(), seed=seeds)
 def test_seed_decides(shapes: Shapes, strategy: Drawn, seed: int) -> None:
     """The same seed gives the same bits of prototypes and scores, another seed other values."""
-    _, _, value = strategy
 
     def drawn(seed: int) -> list[Tensor]:
-        prototype = pemn.make_prototype(shapes, value, seed=seed)
+        prototype = pemn.make_prototype(shapes, strategy.value, seed=seed)
         return [*prototype.values(), *pemn.init_scores(shapes, seed=seed).values()]
 
     first, again, other = drawn(seed), drawn(seed), drawn(seed + 1)
@@ -145,7 +144,7 @@ def test_global_random_state_is_untouched(shapes: Shapes, strategy: Drawn, seed:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(state)
             before = torch.get_rng_state()
-            prototype = pemn.make_prototype(shapes, strategy[2], seed=seed)
+            prototype = pemn.make_prototype(shapes, strategy.value, seed=seed)
             scores = pemn.init_scores(shapes, seed=seed)
             assert torch.equal(torch.get_rng_state(), before)
         results.append([*prototype.values(), *scores.values()])

@@ -55,8 +55,8 @@ def test_paper_accounting(shapes: Shapes, strategy: Drawn) -> None:
     """N counts the maskable weights, U the distinct values by index, zero not being one of them;
     bits = N + 32 U of 32 N.
     """
-    name, ratio, value = strategy
-    cost = pemn.storage(shapes, value)
+    name, ratio = strategy
+    cost = pemn.storage(shapes, strategy.value)
     weights = sum(shape.numel() for shape in shapes.values())
     unique = oracle.unique_values(shapes, name, ratio)
     assert (cost.weights, cost.unique) == (weights, unique)
@@ -85,19 +85,24 @@ def test_whole_model_accounting(case: str, strategy: Drawn) -> None:
     both sides: the sum over the real tensors.
     """
     model = built(CASES[case].build, 0)
-    shapes = pemn.maskable_shapes(model)
-    state = pemn.init(model, strategy[2], seed=0)
-    persistent = [state.buffers[n] for n in state.buffers if n in model.state_dict()]
-    others = [*state.rest.values(), *persistent]
-    cost = pemn.storage(shapes, strategy[2], others)
+    tensors = dict(model.state_dict())
+    weights = {name: tensors[name] for name in CASES[case].maskable}
+    maskable = {id(p) for name, p in model.named_parameters() if name in weights}
+    others = [
+        tensor
+        for name, tensor in model.state_dict(keep_vars=True).items()
+        if id(tensor) not in maskable  # nor a second name of one
+    ]
+    shapes = {name: weight.shape for name, weight in weights.items()}
+    cost = pemn.storage(shapes, strategy.value, others)
     bytes_of_others = sum(len(t.detach().numpy().tobytes()) for t in others)
-    prototype = pemn.make_prototype(shapes, strategy[2], seed=0)
+    prototype = pemn.make_prototype(shapes, strategy.value, seed=0)
     bytes_of_prototype = sum(len(values.numpy().tobytes()) for values in prototype.values())
-    bytes_of_weights = sum(len(w.numpy().tobytes()) for w in state.weights.values())
+    bytes_of_weights = sum(len(w.numpy().tobytes()) for w in weights.values())
     assert cost.bits == cost.weights + 8 * (bytes_of_prototype + bytes_of_others)
     assert cost.dense_bits == 8 * (bytes_of_weights + bytes_of_others)
     assert cost.whole == 1 - cost.bits / cost.dense_bits
-    assert cost.paper == pemn.storage(shapes, strategy[2]).paper
+    assert cost.paper == pemn.storage(shapes, strategy.value).paper
 
 
 @clause("S5")

@@ -1,0 +1,72 @@
+"""``python -m spec_tests run`` judges an implementation; ``compare`` puts reports side by side."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the suite from where it is installed, in any folder, on any importable module."""
+    sys.path.insert(0, str(Path.cwd()))  # where the module to judge is likely to be
+    own = [f"--impl={arguments.impl}"]
+    own += [f"--clause={arguments.clause}"] if arguments.clause else []
+    own += [f"--known={arguments.known}"] if arguments.known else []
+    own += [f"--clause-report={arguments.report}"] if arguments.report else []
+    suite = str(Path(__file__).parent)
+    return int(
+        pytest.main(["-p", "spec_tests.plugin", "-q", "--tb=short", *own, *arguments.pytest, suite])
+    )
+
+
+def compare(arguments: argparse.Namespace) -> int:
+    """Print a Markdown table, a clause a row, a report a column."""
+    # Not above: pytest wants to load Hypothesis, and the clauses, itself.
+    from spec_tests.clauses import all_clauses
+
+    reports = []
+    for path in arguments.reports:
+        try:
+            report = json.loads(path.read_text())
+            reports.append((report["implementation"], {r["clause"]: r for r in report["clauses"]}))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            print(f"error: {path} is not a clause report: {error!r}", file=sys.stderr)
+            return 2
+    print(f"| clause | level | {' | '.join(name for name, _ in reports)} | text |")
+    print(f"|---|---|{'---|' * len(reports)}---|")
+    for identifier, clause in all_clauses().items():
+        cells = " | ".join(_cell(rows.get(identifier)) for _, rows in reports)
+        print(f"| {identifier} | {clause.level} | {cells} | {clause.text.replace('|', '&#124;')} |")
+    return 0
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+    if row is None or row["status"] == "not run":
+        return "-"
+    known = f": {row['known']}" if row["status"] == "known" else ""
+    return f"{row['status']} ({row['examples']}){known}"
+
+
+def main() -> int:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m spec_tests", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    command = commands.add_parser("run", help="judge an implementation")
+    command.add_argument("--impl", metavar="MODULE", default="pemn_ref", help="module to judge")
+    command.add_argument("--clause", metavar="IDS", help="these clauses only, as in F2,M*")
+    command.add_argument("--known", metavar="FILE", type=Path, help="known failures, with reasons")
+    command.add_argument("--report", metavar="FILE", type=Path, help="write the report as JSON")
+    command.add_argument("pytest", nargs="*", help="options for pytest, after --")
+    command.set_defaults(do=run)
+    command = commands.add_parser("compare", help="put reports side by side, as Markdown")
+    command.add_argument("reports", nargs="+", metavar="REPORT", type=Path)
+    command.set_defaults(do=compare)
+    arguments = parser.parse_args()
+    return int(arguments.do(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""The contract: what an implementation offers under which names.
+
+An implementation is a module, or anything with these attributes. ``shapes`` maps the name of each
+maskable weight, as ``model.named_parameters()`` gives it, to its shape, in that order. Tensors are
+keyed by the same names. Which clauses test what, and which are MUST (the algorithm) or SHOULD
+(errors, extras, transforms), stands in the table of this folder's README.
+
+A name that is missing fails the clauses that need it, and no others.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+Shapes = Mapping[str, Sequence[int]]
+Tensors = Mapping[str, Tensor]
+
+
+class Storage(Protocol):
+    """What a masked network costs. Compressions are fractions saved of the dense size."""
+
+    @property
+    def weights(self) -> int:
+        """N: maskable weights."""
+
+    @property
+    def unique(self) -> int:
+        """U: distinct values by index, over all prototypes."""
+
+    @property
+    def paper(self) -> float:
+        """1 - (N + 32 U) / (32 N)."""
+
+    @property
+    def whole(self) -> float:
+        """1 - bits / dense_bits."""
+
+    @property
+    def bits(self) -> int:
+        """N + 32 U + the bits of all other tensors."""
+
+    @property
+    def dense_bits(self) -> int:
+        """32 N + the bits of all other tensors."""
+
+
+class State(Protocol):
+    """The tensors of a masked network; iterates over its four parts in this order."""
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """Filled, frozen."""
+
+    @property
+    def scores(self) -> dict[str, Tensor]:
+        """One per weight, leaves that want gradients."""
+
+    @property
+    def rest(self) -> dict[str, Tensor]:
+        """All parameters that are not maskable."""
+
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        """The model's, persistent or not."""
+
+    def __iter__(self) -> Any: ...
+    def _replace(self, **parts: Any) -> Any: ...
+
+
+class Implementation(Protocol):
+    """The functions and values of an implementation."""
+
+    @property
+    def mask(self) -> Any:
+        """The strategy in which every weight has a value of its own."""
+
+    @property
+    def one_layer(self) -> Any:
+        """The strategy with one prototype per weight shape."""
+
+    @property
+    def mp(self) -> Any:
+        """The strategy with one prototype as long as the largest weight."""
+
+    def rp(self, ratio: float, /) -> Any:
+        """The strategy with ``ratio`` times that length. ValueError outside (0, 1]."""
+
+    def Strategy(self, name: str, ratio: float = 1.0, /) -> Any:  # noqa: N802  a class, there
+        """A strategy by name. ValueError for an unknown name, or a ratio where none belongs."""
+
+    def prototype_length(self, numel: int, ratio: float, /) -> int:
+        """Values in the prototype for a largest weight of ``numel``. ValueError as above."""
+
+    def make_prototype(self, shapes: Shapes, strategy: Any, /, *, seed: int) -> dict[str, Tensor]:
+        """Group -> 1-D float32 CPU tensor; the names of groups are the implementation's own.
+
+        ValueError for no shapes, an empty weight, a seed that is not an int.
+        """
+
+    def fill_weights(
+        self, prototype: Tensors, shapes: Shapes, strategy: Any, /
+    ) -> dict[str, Tensor]:
+        """Name -> filled weight in the prototype's dtype, without gradient. ValueError as above."""
+
+    def init_scores(self, shapes: Shapes, /, *, seed: int) -> dict[str, Tensor]:
+        """Name -> float32 CPU scores. ValueError as above."""
+
+    def kept(self, numel: int, density: float, /) -> int:
+        """Weights kept of ``numel``. ValueError for a density outside (0, 1]."""
+
+    def score_mask(self, scores: Tensor, /, *, density: float) -> Tensor:
+        """One layer's mask, in the dtype of the scores, straight-through. ValueError as above."""
+
+    def apply_mask(
+        self, weights: Tensors, scores: Tensors, /, *, density: float
+    ) -> dict[str, Tensor]:
+        """Name -> weight times mask, in the dtype of the weight. ValueError as above."""
+
+    def maskable_shapes(self, model: nn.Module, /) -> dict[str, torch.Size]:
+        """The shapes of a model. ValueError where a maskable weight is lazy or computed."""
+
+    def masked_forward(
+        self,
+        model: nn.Module,
+        weights: Tensors,
+        scores: Tensors,
+        rest: Tensors,
+        buffers: Tensors,
+        /,
+        *inputs: Any,
+        density: float,
+        **kwargs: Any,
+    ) -> Any:
+        """The model's output. ValueError where names or shapes are not the model's."""
+
+    def init(self, model: nn.Module, strategy: Any, /, *, seed: int) -> Any:
+        """A ``State`` on the device and in the dtype of the model. ValueError as above."""
+
+    def materialize(self, model: nn.Module, state: Any, /, *, density: float) -> dict[str, Any]:
+        """The dense ``state_dict``. ValueError for another model's state or non-finite scores."""
+
+    def storage(self, shapes: Shapes, strategy: Any, others: Iterable[Tensor] = (), /) -> Storage:
+        """What it costs; ``others`` are rest and persistent buffers."""

@@ -1,0 +1,1 @@
+"""Implementations in other styles, and how they are brought before the suite."""
