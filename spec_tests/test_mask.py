@@ -64,6 +64,7 @@ def test_mask_keeps_that_many(numel: int, density: float, seed: int) -> None:
 
 @clause("M3")
 @given(scores=score_tensors(plain_values), density=fractions)
+@example(torch.tensor([0.3, -0.1]), 0.5)  # 1 + 0.3 - 0.3 is 0.99999994
 def test_largest_magnitudes_are_kept(scores: Tensor, density: float) -> None:
     """Kept are the largest |score| of the layer, whatever the sign."""
     assert_oracle_mask(scores, density)

@@ -61,6 +61,7 @@ def test_length_is_floor_plus_one(numel: int, ratio: float) -> None:
 
 @clause("P2")
 @given(shapes=st.one_of(shape_sets, repeated_shape_sets()), strategy=strategies(), seed=seeds)
+@example(LONG, Drawn("rp", 1e-2), 0)  # 201 of the largest, 402 of all
 def test_one_prototype_per_group(shapes: Shapes, strategy: Drawn, seed: int) -> None:
     """mask has a prototype per weight, one_layer one per shape, mp and rp one; each has the length
     for the largest weight that it fills, and all are finite float32 on the CPU without gradient.
