@@ -7,13 +7,20 @@ rebind in it, everywhere where they are used.
 import importlib
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import product
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import pytest
 import torch
+from hypothesis import Phase, is_hypothesis_test, settings
 from torch import nn
 from torch.func import functional_call
+
+from spec_tests.clauses import Clause
+from spec_tests.subject import judging
 
 Rebound = dict[str, Any]
 
@@ -59,6 +66,39 @@ GALLERY: list[Mistake] = []
 def mistake(clause: str, text: str) -> Callable[[Callable[[Any], Rebound]], None]:
     """Add a mistake to the gallery."""
     return lambda make: GALLERY.append(Mistake(clause, text, make))
+
+
+@contextmanager
+def _quickly(test: Any) -> Iterator[None]:
+    """To find a mistake is enough here: the smallest example of it is for people."""
+    if not is_hypothesis_test(test):
+        yield
+        return
+    # A test that carries its settings cannot be given others in any public way.
+    before = test._hypothesis_internal_use_settings
+    test._hypothesis_internal_use_settings = settings(
+        before, phases=[Phase.explicit, Phase.generate], report_multiple_bugs=False
+    )
+    try:
+        yield
+    finally:
+        test._hypothesis_internal_use_settings = before
+
+
+def failure(clause: Clause, implementation: Any) -> BaseException | None:
+    """What the clause's test, called with each of its parameters as by pytest, raises first."""
+    axes = [
+        [{mark.args[0]: value} for value in mark.args[1]]
+        for mark in getattr(clause.test, "pytestmark", [])
+        if mark.name == "parametrize"
+    ]
+    with judging(implementation), _quickly(clause.test):
+        try:
+            for chosen in product(*axes):
+                clause.test(**{name: value for one in chosen for name, value in one.items()})
+        except (Exception, pytest.fail.Exception) as error:
+            return error
+    return None
 
 
 def masks_by(right: Any, keep: Callable[[torch.Tensor, int], torch.Tensor]) -> Callable[..., Any]:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from spec_tests.clauses import EXAMPLES, all_clauses
-from spec_tests.subject import name_of, subject
+from spec_tests.subject import MissingName, name_of, subject
 
 Rows = dict[str, dict[str, Any]]
 ROWS = pytest.StashKey[Rows]()
@@ -119,6 +119,8 @@ def pytest_runtest_makereport(
     if identifier is not None and call.when == "setup":
         EXAMPLES[identifier] = 0
     report = yield
+    if call.excinfo is not None and isinstance(call.excinfo.value, MissingName):
+        report.longrepr = str(call.excinfo.value)  # where it was missed is of no interest
     if identifier is not None and (call.when == "call" or report.outcome != "passed"):
         tried = EXAMPLES[identifier] or int(call.when == "call")
         failing = None

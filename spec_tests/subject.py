@@ -2,12 +2,17 @@
 
 import importlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, cast
 
-import pytest
-
 from spec_tests.contract import Implementation
+
+
+class MissingName(BaseException):
+    """The implementation lacks a name that a clause needs.
+
+    No Exception, since Hypothesis would look for the smallest example of it, in each such clause.
+    """
 
 
 class Subject:
@@ -18,9 +23,19 @@ class Subject:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or not hasattr(Implementation, name):
             raise AttributeError(f"the contract has no {name}")
-        if not hasattr(self.implementation, name):
-            pytest.fail(f"{name_of(self.implementation)} has no {name}", pytrace=False)
-        return getattr(self.implementation, name)
+        for place in (self.implementation, _submodule_file(self.implementation)):
+            if hasattr(place, name):
+                return getattr(place, name)
+        raise MissingName(f"{name_of(self.implementation)} has no {name}")
+
+
+def _submodule_file(implementation: Any) -> Any:
+    """The part that writes files, which an implementation need not import of itself."""
+    with suppress(AttributeError, ImportError):
+        if not hasattr(implementation, "file"):
+            importlib.import_module(f"{implementation.__name__}.file")
+        return implementation.file
+    return None
 
 
 subject = Subject()
