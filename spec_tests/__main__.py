@@ -1,4 +1,4 @@
-"""``python -m spec_tests run`` judges an implementation; ``compare`` puts reports side by side."""
+"""Judge an implementation, put reports side by side, write the README's tables."""
 
 import argparse
 import json
@@ -11,21 +11,19 @@ import pytest
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the suite from where it is installed, in any folder, on any importable module."""
-    sys.path.insert(0, str(Path.cwd()))  # where the module to judge is likely to be
-    own = [f"--impl={arguments.impl}"]
+    own = ["-p", "spec_tests.plugin", "-q", "--tb=short", "-rN", f"--impl={arguments.impl}"]
+    own += ["-o", f"cache_dir={Path.cwd() / '.pytest_cache'}"]  # not where packages are installed
     own += [f"--clause={arguments.clause}"] if arguments.clause else []
     own += [f"--known={arguments.known}"] if arguments.known else []
     own += [f"--clause-report={arguments.report}"] if arguments.report else []
-    suite = str(Path(__file__).parent)
-    return int(
-        pytest.main(["-p", "spec_tests.plugin", "-q", "--tb=short", *own, *arguments.pytest, suite])
-    )
+    return int(pytest.main([*own, *arguments.pytest, str(Path(__file__).parent)]))
 
 
 def compare(arguments: argparse.Namespace) -> int:
     """Print a Markdown table, a clause a row, a report a column."""
     # Not above: pytest wants to load Hypothesis, and the clauses, itself.
     from spec_tests.clauses import all_clauses
+    from spec_tests.document import cell
 
     reports = []
     for path in arguments.reports:
@@ -39,7 +37,17 @@ def compare(arguments: argparse.Namespace) -> int:
     print(f"|---|---|{'---|' * len(reports)}---|")
     for identifier, clause in all_clauses().items():
         cells = " | ".join(_cell(rows.get(identifier)) for _, rows in reports)
-        print(f"| {identifier} | {clause.level} | {cells} | {clause.text.replace('|', '&#124;')} |")
+        print(f"| {identifier} | {clause.level} | {cells} | {cell(clause.text)} |")
+    return 0
+
+
+def document(_: argparse.Namespace) -> int:
+    """Measure mistakes that are new to the gallery; write the tables and the adapter shown."""
+    import spec_tests.conftest  # noqa: F401  the profile: before the clauses take it
+    from spec_tests.document import README, documented, measure
+
+    measure()
+    README.write_text(documented(README.read_text()))
     return 0
 
 
@@ -64,6 +72,8 @@ def main() -> int:
     command = commands.add_parser("compare", help="put reports side by side, as Markdown")
     command.add_argument("reports", nargs="+", metavar="REPORT", type=Path)
     command.set_defaults(do=compare)
+    command = commands.add_parser("document", help="write what is generated in the README")
+    command.set_defaults(do=document)
     arguments = parser.parse_args()
     return int(arguments.do(arguments))
 

@@ -119,14 +119,14 @@ def pytest_runtest_makereport(
     if identifier is not None and call.when == "setup":
         EXAMPLES[identifier] = 0
     report = yield
-    if call.excinfo is not None and isinstance(call.excinfo.value, MissingName):
-        report.longrepr = str(call.excinfo.value)  # where it was missed is of no interest
+    failing = None
+    if call.excinfo is not None and report.failed:
+        failing = f"{item.name}\n{call.excinfo.exconly()}"
+        if isinstance(call.excinfo.value, MissingName):
+            # Where it was missed, and with which example, is of no interest.
+            failing = report.longrepr = str(call.excinfo.value)
     if identifier is not None and (call.when == "call" or report.outcome != "passed"):
         tried = EXAMPLES[identifier] or int(call.when == "call")
-        failing = None
-        if report.failed and call.excinfo is not None:
-            notes = getattr(call.excinfo.value, "__notes__", [])
-            failing = "\n".join([item.name, call.excinfo.exconly(), *notes])
         # User properties travel from the workers of pytest-xdist to the process that reports.
         report.user_properties.append(("clause", [identifier, report.outcome, tried, failing]))
         if report.failed and identifier in item.config.stash[KNOWN]:
@@ -203,10 +203,11 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 def write_whole(path: Path, content: Any) -> None:
     """Write JSON beside the file, then rename: a reader never sees half of it."""
+    text = json.dumps(content, indent=1)
     with tempfile.NamedTemporaryFile(
         "w", dir=path.absolute().parent, prefix=path.name, delete=False
     ) as file:
-        json.dump(content, file, indent=1)
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     Path(file.name).replace(path)

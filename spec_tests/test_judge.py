@@ -1,0 +1,148 @@
+"""The judge itself: options, known failures, reports, and what is generated in the README."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spec_tests.__main__ import main
+from spec_tests.clauses import all_clauses
+from spec_tests.plugin import write_whole
+from spec_tests.subject import judging, subject
+
+pytest_plugins = "pytester"
+
+SUITE = Path(__file__).parent
+all_clauses()  # pytester forgets what is imported after it, but the register does not
+WRONG = "__version__ = '0.1'\ndef kept(numel, density): return numel\n"
+
+
+@pytest.fixture
+def judge(pytester: pytest.Pytester) -> Any:
+    """Runs the clauses M on a module that has one function, wrong, and nothing else."""
+    pytester.makepyfile(half=WRONG)
+    pytester.syspathinsert()
+
+    def run(*options: str) -> pytest.RunResult:
+        options = ("-p", "spec_tests.plugin", "--impl=half", *options)
+        with judging(subject.implementation):
+            return pytester.runpytest_inprocess(*options, SUITE / "test_mask.py")
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("options", "known", "message"),
+    [
+        (["--impl=absent"], "", "*cannot import absent*"),
+        (["--clause=M1,Q*"], "", "*there is no clause Q[*]*"),
+        (["--clause-report=absent/report.json"], "", "*absent is not a folder*"),
+        (["--known=absent"], "", "*No such file*absent*"),
+        (["--known=known"], "# none\n\nM0: reason", "*known:3: there is no clause 'M0'*"),
+        (["--known=known"], "M1: ", "*known:1: M1 needs a reason*"),
+        (["--known=known"], "M1", "*known:1: M1 needs a reason*"),
+    ],
+)
+def test_wrong_options(judge: Any, options: list[str], known: str, message: str) -> None:
+    Path("known").write_text(known)
+    result = judge(*options)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: {message}"])
+
+
+def test_failures_and_report(judge: Any) -> None:
+    result = judge("--clause=M1,M3", "--clause-report=report.json")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["judging: half 0.1", "half 0.1 has no score_mask"])
+    result.stdout.fnmatch_lines(
+        ["M1 * failed *", "M3 * failed *", "* clauses: 0 passed, 2 failed,*"]
+    )
+    report = json.loads(Path("report.json").read_text())
+    assert report["implementation"] == "half 0.1"
+    rows = {row["clause"]: row for row in report["clauses"]}
+    assert rows["M1"]["status"] == "failed"
+    assert rows["M1"]["failing"].count("numel=10,") == 1  # the example
+    assert rows["M3"]["failing"] == "half 0.1 has no score_mask"
+    assert rows["M3"]["examples"] == 1  # nothing to search for
+    assert rows["F1"]["status"] == "not run"
+
+
+def test_known_failures(judge: Any) -> None:
+    Path("known").write_text("# a comment\nM1: keeps all\n")
+    result = judge("--clause=M1", "--known=known", "--clause-report=report.json")
+    assert result.ret == pytest.ExitCode.OK
+    rows = {row["clause"]: row for row in json.loads(Path("report.json").read_text())["clauses"]}
+    assert (rows["M1"]["status"], rows["M1"]["known"]) == ("known", "keeps all")
+
+
+def test_known_failure_that_passes(judge: Any) -> None:
+    Path("known").write_text("M1: keeps all\n")
+    result = judge("--impl=pemn_ref", "--clause=M1", "--known=known")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["error: M1 is listed as a known failure and passed:*"])
+
+
+def test_from_another_folder_in_two_processes(tmp_path: Path) -> None:
+    (tmp_path / "half.py").write_text(WRONG)
+    (tmp_path / "known").write_text("M1: keeps all\nM3: no masks\n")
+    options = ["--impl=half", "--clause=M1,M3", "--known=known", "--report=report.json"]
+    command = [sys.executable, "-m", "spec_tests", "run", *options, "--", "-n2", "-prandomly"]
+    result = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(SUITE.parent)},  # pytest may find it without
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == pytest.ExitCode.OK, result.stdout + result.stderr
+    rows = json.loads((tmp_path / "report.json").read_text())["clauses"]
+    assert [row["clause"] for row in rows if row["status"] == "known"] == ["M1", "M3"]
+
+
+def test_report_is_whole_or_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "report.json"
+    write_whole(path, [1])
+
+    def full(_: int) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        write_whole(path, [1, 2, 3])
+    assert json.loads(path.read_text()) == [1]
+
+
+def test_compare(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    passed = {"clause": "M1", "status": "passed", "examples": 50, "known": None}
+    known = {**passed, "status": "known", "known": "keeps all"}
+    for name, row in (("a", passed), ("b", known)):
+        write_whole(tmp_path / name, {"implementation": name, "clauses": [row]})
+    (tmp_path / "c").write_text("[]")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["spec_tests", "compare", "a", "b"])
+    assert main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["| clause | level | a | b | text |", "|---|---|---|---|---|"]
+    (line,) = [line for line in lines if line.startswith("| M1 ")]
+    assert line.startswith("| M1 | MUST | passed (50) | known (50): keeps all | Kept are ")
+    assert all(line.count("|") == 6 for line in lines)
+    monkeypatch.setattr("sys.argv", ["spec_tests", "compare", "a", "c"])
+    assert main() == 2
+    assert "c is not a clause report" in capsys.readouterr().err
+
+
+def test_readme_is_current() -> None:
+    pytest.importorskip("torchvision")  # one clause needs it
+    from spec_tests.document import README, documented, key
+    from spec_tests.gallery import GALLERY
+
+    page = README.read_text()
+    assert documented(page) == page, "run python -m spec_tests document"
+    assert len({key(mistake) for mistake in GALLERY}) == len(GALLERY)
