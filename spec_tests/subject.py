@@ -23,9 +23,11 @@ class Subject:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or not hasattr(Implementation, name):
             raise AttributeError(f"the contract has no {name}")
-        for place in (self.implementation, _submodule_file(self.implementation)):
-            if hasattr(place, name):
-                return getattr(place, name)
+        if hasattr(self.implementation, name):
+            return getattr(self.implementation, name)
+        # Not before it is needed: under torch.compile nothing may be imported.
+        if hasattr(_submodule_file(self.implementation), name):
+            return getattr(self.implementation.file, name)
         raise MissingName(f"{name_of(self.implementation)} has no {name}")
 
 
