@@ -5,10 +5,12 @@ maskable weight, as ``model.named_parameters()`` gives it, to its shape, in that
 keyed by the same names. Which clauses test what, and which are MUST (the algorithm) or SHOULD
 (errors, extras, transforms), stands in the table of this folder's README.
 
-A name that is missing fails the clauses that need it, and no others.
+A name that is missing fails the clauses that need it, and no others. The names of the compressed
+file may be in a submodule ``file``, which is imported when they are needed.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -140,6 +142,29 @@ class Implementation(Protocol):
 
     def materialize(self, model: nn.Module, state: Any, /, *, density: float) -> dict[str, Any]:
         """The dense ``state_dict``. ValueError for another model's state or non-finite scores."""
+
+    def save(
+        self,
+        path: Path,
+        model: nn.Module,
+        state: Any,
+        strategy: Any,
+        /,
+        *,
+        density: float,
+        tag: str = "",
+        half: bool = False,
+    ) -> None:
+        """Write a file. ValueError for a state that is not the model's or the strategy's."""
+
+    def load(self, path: Path, model: nn.Module, /) -> tuple[Any, Any]:
+        """A ``State`` and an ``Info``. ValueError for a file that is not right or the model's."""
+
+    def load_dense(self, path: Path, /) -> dict[str, Tensor]:
+        """The dense ``state_dict``, on the CPU. ValueError for a file that is not right."""
+
+    def inspect(self, path: Path, /) -> Any:
+        """The ``Info``: strategy, density, shapes, prototype, rest, buffers, tied, tag."""
 
     def storage(self, shapes: Shapes, strategy: Any, others: Iterable[Tensor] = (), /) -> Storage:
         """What it costs; ``others`` are rest and persistent buffers."""

@@ -7,6 +7,7 @@ rebind in it, everywhere where they are used.
 import importlib
 import math
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import product
@@ -37,6 +38,7 @@ class Mistake(NamedTuple):
         mine = {name: sys.modules.pop(name) for name in list(sys.modules) if _is_reference(name)}
         try:
             package = importlib.import_module("pemn_ref")
+            importlib.import_module("pemn_ref.file")  # which nothing else imports
             copies = [module for name, module in sys.modules.items() if _is_reference(name)]
         finally:
             sys.modules.update(mine)
@@ -840,6 +842,95 @@ def _(right: Any) -> Rebound:
             shapes, strategy, [other.float() for other in others]
         )
     }
+
+
+# --- The compressed file ------------------------------------------------------------------------
+
+
+@mistake("C1", "bits are read from the most significant, and written from the least")
+def _(right: Any) -> Rebound:
+    unpack = right.file.unpack
+    return {"unpack": lambda packed: unpack(packed).view(-1, 8).flip(1).flatten()}
+
+
+@mistake("C1", "second names of tied tensors are forgotten")
+def _(right: Any) -> Rebound:
+    names = right.file._names
+    return {"_names": lambda model: ({}, names(model)[1])}
+
+
+@mistake("C2", "the masks are followed by an empty byte")
+def _(right: Any) -> Rebound:
+    pack = right.file.pack
+    return {"pack": lambda mask: nn.functional.pad(pack(mask), (0, 1))}
+
+
+@mistake("C3", "the time is written into the tag")
+def _(right: Any) -> Rebound:
+    save = right.file.save
+    return {"save": lambda *args, **kw: save(*args, **{**kw, "tag": f"{time.perf_counter_ns()}"})}
+
+
+@mistake("C4", "half precision is asked for and not given")
+def _(right: Any) -> Rebound:
+    save = right.file.save
+    return {"save": lambda *args, half=False, **kw: save(*args, **kw)}
+
+
+@mistake("C5", "the weights are not compared with the prototype that is stored")
+def _(right: Any) -> Rebound:
+    return {"_need": unchecked}
+
+
+@mistake("C6", "what the file has and the model has not is left out")
+def _(right: Any) -> Rebound:
+    check_same = right.file.check_same
+
+    def check_known(what: str, got: Any, want: Any) -> None:
+        check_same(what, {name: got[name] for name in got if name in want}, want)
+
+    return {"check_same": check_known}
+
+
+@mistake("C7", "the checksum is not compared")
+def _(right: Any) -> Rebound:
+    need = right.file._need
+    return {"_need": lambda true, otherwise: need(true or "checksum" in otherwise, otherwise)}
+
+
+@mistake("C8", "bits are written and read from the most significant")
+def _(right: Any) -> Rebound:
+    pack, unpack = right.file.pack, right.file.unpack
+    return {
+        "pack": lambda mask: pack(mask.view(-1, 8).flip(1).flatten()),
+        "unpack": lambda packed: unpack(packed).view(-1, 8).flip(1).flatten(),
+    }
+
+
+@mistake("C9", "values that are not finite are read")
+def _(right: Any) -> Rebound:
+    return {"_check_values": unchecked}
+
+
+@mistake("C10", "the shapes are sorted by name")
+def _(right: Any) -> Rebound:
+    inspect = right.file.inspect
+
+    def sorted_shapes(path: Any) -> Any:
+        info = inspect(path)
+        return info._replace(shapes=dict(sorted(info.shapes.items())))
+
+    return {"inspect": sorted_shapes}
+
+
+@mistake("C11", "offsets, lengths and the order of the tensors are not looked at")
+def _(right: Any) -> Rebound:
+    need = right.file._need
+
+    def unless_header(true: bool, otherwise: str) -> None:
+        need(true or "header" in otherwise or "checksum" in otherwise, otherwise)
+
+    return {"_need": unless_header}
 
 
 # --- Errors -------------------------------------------------------------------------------------

@@ -1,0 +1,509 @@
+"""C: the compressed model as a file."""
+
+import json
+import math
+import os
+import random
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save as by_safetensors
+from torch import Tensor, nn
+
+from spec_tests.clauses import EXAMPLES, clause
+from spec_tests.draws import Drawn, few, fractions, random_scores, seeds, strategies
+from spec_tests.models import CASES, built
+from spec_tests.subject import pemn
+from spec_tests.test_errors import refuses
+from spec_tests.vector_reader import read
+from spec_tests.vectors import FOLDER, INVALID, VALID, Parts, Small, state_of, valid
+
+INDEX = json.loads((FOLDER / "index.json").read_text())
+cases = st.sampled_from(sorted(CASES))
+
+
+def vector(kind: str, name: str) -> Path:
+    """A file of the conformance vectors."""
+    return FOLDER / kind / f"{name}.safetensors"
+
+
+def with_file(data: bytes, call: Callable[[Path], Any]) -> Any:
+    """What the call makes of a file with these bytes, which are right."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.safetensors"
+        path.write_bytes(data)
+        return accepted(path, call)
+
+
+def accepted(path: Path, call: Callable[[Path], Any]) -> Any:
+    """What the call makes of a file that is right: to refuse it is a failure."""
+    try:
+        return call(path)
+    except ValueError as error:
+        return pytest.fail(f"a file that is right is refused: {error}")
+
+
+def saved(*arguments: Any, **options: Any) -> bytes:
+    """The bytes that ``save`` writes."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.safetensors"
+        pemn.save(path, *arguments, **options)
+        assert [p.name for p in path.parent.iterdir()] == [path.name]
+        return path.read_bytes()
+
+
+def network(case: str, strategy: Drawn, seed: int) -> tuple[nn.Module, Any]:
+    """A model, and a state for it with scores that were not drawn by the implementation."""
+    model = built(CASES[case].build, seed % 1000)
+    state = pemn.init(model, strategy.value, seed=seed)
+    for name, scores in state.scores.items():
+        state.scores[name] = random_scores(scores.shape, seed).float().requires_grad_()
+    return model, state
+
+
+def bits(tensors: Any) -> dict[str, Any]:
+    """Everything that there is to a dict of tensors, comparable with ``==``."""
+    return {
+        name: (
+            t.dtype,
+            tuple(t.shape),
+            t.detach().contiguous().flatten().view(torch.uint8).tolist(),
+        )
+        for name, t in tensors.items()
+    }
+
+
+@clause("C1", "SHOULD")
+@given(case=cases, strategy=strategies(), density=fractions, seed=seeds)
+@settings(few())
+def test_round_trip(case: str, strategy: Drawn, density: float, seed: int) -> None:
+    """A file gives back weights, rest and buffers to the bit, as scores the masks as 0 and 1, and
+    the same dense model, with the model and without; non-persistent buffers are the model's.
+    """
+    model, state = network(case, strategy, seed)
+    data = saved(model, state, strategy.value, density=density, tag="a tag")
+    again, info = with_file(data, lambda path: pemn.load(path, model))
+    for part in ("weights", "rest", "buffers"):
+        assert bits(getattr(again, part)) == bits(getattr(state, part))
+        assert list(getattr(again, part)) == list(getattr(state, part))
+    for name, scores in again.scores.items():
+        mask = pemn.score_mask(state.scores[name], density=density)
+        assert torch.equal(scores, mask)
+        assert torch.equal(pemn.score_mask(scores, density=density), mask)
+        assert scores.requires_grad
+    dense = pemn.materialize(model, state, density=density)
+    assert bits(pemn.materialize(model, again, density=info.density)) == bits(dense)
+    assert bits(with_file(data, pemn.load_dense)) == bits(dense)
+    own = {t.data_ptr() for t in [*model.parameters(), *model.buffers()]}
+    assert not own & {t.data_ptr() for part in again for t in part.values()}
+
+
+@clause("C2", "SHOULD")
+@given(case=cases, strategy=strategies(), seed=seeds, density=st.one_of(st.just(0.5), fractions))
+@settings(few())
+def test_size(case: str, strategy: Drawn, seed: int, density: float) -> None:
+    """In float32 a file has ceil(N / 8) + 4 U bytes, those of rest and persistent buffers, and the
+    header.
+    """
+    model, state = network(case, strategy, seed)
+    data = saved(model, state, strategy.value, density=density)
+    cost = pemn.storage(pemn.maskable_shapes(model), strategy.value)
+    stored = {id(t) for t in model.state_dict(keep_vars=True).values()}
+    buffers = [b for b in model.buffers() if id(b) in stored]
+    others = sum(t.numel() * t.element_size() for t in [*state.rest.values(), *buffers])
+    header = 8 + struct.unpack("<Q", data[:8])[0]
+    assert len(data) == math.ceil(cost.weights / 8) + 4 * cost.unique + others + header
+
+
+@clause("C3", "SHOULD")
+@given(case=cases, strategy=strategies(), density=fractions, seed=seeds)
+@settings(few())
+def test_deterministic(case: str, strategy: Drawn, density: float, seed: int) -> None:
+    """The same state gives the same bytes, and so does the state that they give back."""
+    model, state = network(case, strategy, seed)
+    data = saved(model, state, strategy.value, density=density)
+    assert saved(model, state, strategy.value, density=density) == data
+    again, info = with_file(data, lambda path: pemn.load(path, model))
+    assert saved(model, again, info.strategy, density=info.density) == data
+
+
+@clause("C4", "SHOULD")
+def test_half() -> None:
+    """On request the floats of the rest, and only they, are rounded to float16, and read back in
+    the model's dtype; a value too large for it is refused.
+    """
+    model = Small()
+    state = state_of(model, pemn.mp)
+    state.rest["scale"].data.fill_(1 / 3)
+    full = saved(model, state, pemn.mp, density=0.5)
+    half = saved(model, state, pemn.mp, density=0.5, half=True)
+    lengths = [len(d) - struct.unpack("<Q", d[:8])[0] for d in (full, half)]
+    assert lengths[0] - lengths[1] == 2 * sum(t.numel() for t in state.rest.values())
+    info = with_file(half, pemn.inspect)
+    assert {t.dtype for t in info.rest.values()} == {torch.float16}
+    again, _ = with_file(half, lambda path: pemn.load(path, model))
+    assert bits(again.rest) == bits({n: t.half().float() for n, t in state.rest.items()})
+    assert bits(again.buffers) == bits(state.buffers)
+    assert bits(again.weights) == bits(state.weights)
+    state.rest["scale"].data.fill_(1e6)
+    refuses(lambda: saved(model, state, pemn.mp, density=0.5, half=True), "rest/scale")
+
+
+@clause("C5", "SHOULD")
+def test_only_what_a_file_can_hold() -> None:
+    """What a file would not give back is refused, and named: weights that are not the strategy's
+    prototype filled in, values that are not finite, an unknown dtype, a tag that is not text, a
+    density outside (0, 1], the state of another model.
+    """
+    model = Small()
+    state = state_of(model, pemn.mp)
+
+    def refused(part: str, changes: dict[str, Tensor], named: str) -> None:
+        other = state._replace(**{part: {**getattr(state, part), **changes}})
+        refuses(lambda: saved(model, other, pemn.mp, density=0.5), named)
+
+    changed = state.weights["second.weight"].clone()
+    changed[0, 0] += 1
+    refused("weights", {"second.weight": changed}, "second.weight")
+    refused("weights", {"second.weight": state.weights["second.weight"].double()}, "second.weight")
+    refuses(lambda: saved(model, state, pemn.rp(0.3), density=0.5), "first.weight", "rp")
+    refused("scores", {"third.weight": torch.full((4, 3), math.nan)}, "third.weight")
+    refused("scores", {"third.weight": torch.ones(3, 4)}, "third.weight")
+    refused("rest", {"scale": torch.tensor(math.inf)}, "rest/scale")
+    refused("rest", {"more": torch.ones(1)}, "more")
+    refused("buffers", {"steps": torch.tensor(1j)}, "buffers/steps")
+    refuses(lambda: saved(model, state, pemn.mp, density=0.5, tag=1), "tag")
+    refuses(lambda: saved(model, state, pemn.mp, density=1.5), "density", 1.5)
+    own = state_of(model, pemn.mask)
+    own.weights["third.weight"].fill_(math.nan)
+    refuses(lambda: saved(model, own, pemn.mask, density=0.5), "prototype/third.weight")
+    empty: Any = state._replace(weights={}, rest={**state.weights, **state.rest})
+    refuses(lambda: saved(model, empty, pemn.mp, density=0.5), "first.weight")
+
+
+@clause("C6", "SHOULD")
+def test_another_model() -> None:
+    """A file is refused by a model that it is not of: the message names the first difference."""
+    path = vector("valid", "rp")
+    fewer, larger, other = Small(), Small(), Small()
+    fewer.scale = None  # type: ignore[assignment]
+    refuses(lambda: pemn.load(path, fewer), "scale")
+    fewer = Small()
+    fewer.register_buffer("flags", torch.tensor([True, False]), persistent=False)
+    refuses(lambda: pemn.load(path, fewer), "flags")
+    larger.third = nn.Linear(3, 5)
+    refuses(lambda: pemn.load(path, larger), "third.weight", (4, 3), (5, 3))
+    other.fourth = nn.Linear(3, 3)
+    refuses(lambda: pemn.load(path, other), "fourth.weight")
+    refuses(lambda: pemn.load(path, nn.LSTM(3, 4)), "first.weight")
+
+
+def damaged(data: bytes, draw: random.Random) -> bytes:
+    """The bytes with one accident in them."""
+    a, b, c = sorted(draw.randrange(len(data) + 1) for _ in range(3))
+    made = bytearray(data)
+    match draw.randrange(6):
+        case 0:
+            for _ in range(draw.randint(2, 16)):
+                made[draw.randrange(len(made))] ^= 1 << draw.randrange(8)
+        case 1:
+            made[a:] = data[b:c] + data[a:b] + data[c:]  # sections swapped
+        case 2:
+            made[a:b] = b""
+        case 3:
+            made[a:a] = data[b:c]
+        case 4:
+            made[a:b] = draw.randbytes(b - a)
+        case _:
+            lengths = [0, 1, len(data) - 8, len(data), 2**31, 2**63, 2**64 - 1, draw.randrange(999)]
+            made[:8] = struct.pack("<Q", draw.choice(lengths))
+    return bytes(made)
+
+
+@clause("C7", "SHOULD")
+def test_damage() -> None:
+    """A damaged file is refused: with any bit flipped, cut at any byte, sections swapped, lost or
+    repeated, another length.
+    """
+    data = vector("valid", "rp").read_bytes()
+    draw = random.Random(0)
+    flips = (
+        data[:i] + bytes([data[i] ^ 1 << b]) + data[i + 1 :]
+        for b in range(8)
+        for i in range(len(data))
+    )
+    cuts = (data[:i] for i in range(len(data)))
+    accidents = (damaged(data, draw) for _ in range(200 * examples()))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "damaged.safetensors"
+        for number, made in enumerate(d for some in (accidents, flips, cuts) for d in some):
+            if made != data:
+                overwrite(path, made)
+                try:
+                    pemn.load_dense(path)
+                except ValueError:
+                    EXAMPLES["C7"] += 1
+                else:
+                    pytest.fail(f"damaged file {number} is accepted")
+
+
+def overwrite(path: Path, data: bytes) -> None:
+    """Write in place: some file systems wait for the disk where a file is cut to nothing first."""
+    with path.open("r+b" if path.exists() else "xb") as file:
+        file.write(data)
+        file.truncate()
+
+
+def examples() -> int:
+    """Examples of a property in this profile."""
+    profile = settings.default
+    assert profile is not None
+    return profile.max_examples
+
+
+NUMBERS = ["0", "1", "-1", "1.0", "2", "4", "1e999", "NaN", "9223372036854775807", 20 * "9"]
+TOKENS = [*NUMBERS, "null", "true", "[]", "{}", "[1,1]", "[[", "}", '""', '"mp"', '"all"', '"U8"']
+
+
+def forged(data: bytes, draw: random.Random) -> bytes:
+    """A file made wrong on purpose, somewhere, with the right checksum."""
+    parts = Parts(data)
+
+    def edit(text: str) -> str:
+        pieces = pieces_of(text)
+        at = draw.randrange(len(pieces))
+        kind = draw.randrange(4)
+        if kind == 0:
+            pieces[at] = draw.choice(TOKENS)
+        elif kind == 1:
+            pieces.insert(at, pieces[draw.randrange(len(pieces))])
+        elif kind == 2:
+            other = draw.randrange(len(pieces))
+            pieces[at], pieces[other] = pieces[other], pieces[at]
+        else:
+            pieces[at] = ""
+        return "".join(pieces)
+
+    kind = draw.randrange(4)
+    names = list(parts.header)
+    if kind == 0:
+        return parts.sealed(edit_text=edit)
+    if kind == 1:
+        return parts.sealed(edit_header=edit)
+    if kind == 2:
+        one, other = draw.sample(names, 2)
+        key = draw.choice(["dtype", "shape", "data_offsets"])
+        entry, entry_2 = parts.header[one], parts.header[other]
+        entry[key], entry_2[key] = entry_2[key], entry[key]
+        return parts.sealed()
+    parts.body[draw.randrange(len(parts.body))] = draw.randrange(256)
+    return parts.sealed()
+
+
+def pieces_of(text: str) -> list[str]:
+    """JSON in pieces: strings, numbers and single characters."""
+    pieces, at = [], 0
+    while at < len(text):
+        end = at + 1
+        if text[at] == '"':
+            while text[end : end + 1] not in ('"', ""):
+                end += 2 if text[end] == "\\" else 1
+            end += 1
+        else:
+            while text[at] in "-0123456789" and text[end : end + 1] in [*"0123456789.e-"]:
+                end += 1
+        pieces.append(text[at:end])
+        at = end
+    return pieces
+
+
+def in_numpy(tensor: Tensor) -> Any:
+    """The array as the reader gives it: bfloat16 as float32, bools as bytes."""
+    return {torch.bfloat16: tensor.float(), torch.bool: tensor.byte()}.get(
+        tensor.dtype, tensor
+    ).numpy()
+
+
+@clause("C8", "SHOULD")
+@pytest.mark.parametrize("name", sorted(VALID))
+def test_valid_vectors(name: str) -> None:
+    """Every valid conformance vector is read as the index says."""
+    dense = accepted(vector("valid", name), pemn.load_dense)
+    expected = INDEX["valid"][name]["dense"]
+    assert sorted(dense) == sorted(expected)
+    for key, tensor in dense.items():
+        assert list(tensor.shape) == expected[key]["shape"]
+        assert [str(v) for v in in_numpy(tensor).ravel().tolist()] == expected[key]["values"]
+
+
+@clause("C9", "SHOULD")
+@pytest.mark.parametrize("name", sorted(INVALID))
+def test_invalid_vectors(name: str) -> None:
+    """Every invalid conformance vector is refused, and the file is named."""
+    path = vector("invalid", name)
+    for call in (pemn.load_dense, lambda path: pemn.load(path, Small())):
+        refuses(lambda: call(path), name)  # noqa: B023
+
+
+@clause("C10", "SHOULD")
+@given(case=cases, strategy=strategies(), density=fractions, tag=st.text())
+@settings(few())
+def test_inspect(case: str, strategy: Drawn, density: float, tag: str) -> None:
+    """The header alone says strategy, density, tag, the shapes in order, all other tensors: enough
+    to count what the model costs.
+    """
+    model, state = network(case, strategy, 0)
+    data = saved(model, state, strategy.value, density=density, tag=tag)
+    header = 8 + struct.unpack("<Q", data[:8])[0]
+    info = with_file(data[:header] + bytes(len(data) - header), pemn.inspect)
+    assert (info.strategy, info.density, info.tag) == (strategy.value, density, tag)
+    assert list(info.shapes.items()) == list(pemn.maskable_shapes(model).items())
+    others = [*info.rest.values(), *info.buffers.values()]
+    cost = pemn.storage(info.shapes, info.strategy, others)
+    masks = -(-cost.weights // 8) - cost.weights / 8
+    assert len(data) - header == cost.bits / 8 + masks
+    assert cost.unique == sum(len(values) for values in info.prototype.values())
+    assert {t.device.type for t in [*others, *info.prototype.values()]} <= {"meta"}
+
+
+@clause("C11", "SHOULD")
+def test_forgery() -> None:
+    """A file made wrong on purpose, with the right checksum, is refused, or it is read exactly as
+    the independent reader of the format reads it.
+    """
+    draw = random.Random(0)
+    bases = [vector("valid", name).read_bytes() for name in ("rp", "one_layer", "tied")]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "forged.safetensors"
+        for _ in range(40 * examples()):
+            data = forged(draw.choice(bases), draw)
+            overwrite(path, data)
+            try:
+                _, expected = read(data)
+            except Exception:
+                with pytest.raises(ValueError, match=path.name):
+                    pemn.load_dense(path)
+            else:
+                got = accepted(path, pemn.load_dense)
+                assert {name: in_numpy(t).tobytes() for name, t in got.items()} == {
+                    name: t.tobytes() for name, t in expected.items()
+                }
+            EXAMPLES["C11"] += 1
+
+
+# --- The reference's own: how it writes, and the vectors themselves ------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(VALID))
+def test_vectors_are_those_of_the_generator(name: str) -> None:
+    assert vector("valid", name).read_bytes() == valid(name)
+
+
+@pytest.mark.parametrize("name", sorted(INVALID))
+def test_invalid_vectors_are_those_of_the_generator(name: str) -> None:
+    assert vector("invalid", name).read_bytes() == INVALID[name][1]()
+    assert INDEX["invalid"][name] == INVALID[name][0]
+
+
+def test_no_vector_is_left_over() -> None:
+    for kind, names in (("valid", VALID), ("invalid", INVALID)):
+        assert {p.stem for p in (FOLDER / kind).iterdir()} == set(names) == set(INDEX[kind])
+
+
+@pytest.mark.parametrize("name", sorted(VALID))
+def test_the_reader_reads(name: str) -> None:
+    _, dense = read(vector("valid", name).read_bytes())
+    expected = INDEX["valid"][name]["dense"]
+    assert {n: [str(v) for v in t.ravel().tolist()] for n, t in dense.items()} == {
+        n: entry["values"] for n, entry in expected.items()
+    }
+
+
+@pytest.mark.parametrize("name", sorted(INVALID))
+def test_the_reader_refuses(name: str) -> None:
+    with pytest.raises(Exception):  # noqa: B017, PT011  of any kind: it is 40 lines
+        read(vector("invalid", name).read_bytes())
+
+
+@pytest.mark.parametrize("name", sorted(VALID))
+def test_safetensors_writes_the_same_bytes(name: str) -> None:
+    path = vector("valid", name)
+    with safetensors.safe_open(path, "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        assert by_safetensors(tensors, file.metadata()) == path.read_bytes()
+
+
+@pytest.mark.parametrize("signalled", [False, True], ids=["an error", "a kill"])
+def test_an_old_file_outlives_a_write_that_fails(tmp_path: Path, signalled: bool) -> None:
+    """Stopped where all bytes are written and the name is not yet given; torch alone is needed."""
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"old")
+    how = f"os.kill(os.getpid(), {int(signal.SIGKILL)})" if signalled else "1 / 0"
+    program = (
+        "import os, sys; sys.modules.update(dict.fromkeys(['numpy', 'safetensors']))\n"
+        "import torch; from pemn_ref import file, init, mp\n"
+        f"def stop(_): {how}\n"
+        "os.fsync = stop; model = torch.nn.Linear(3, 4)\n"
+        "file.save(sys.argv[1], model, init(model, mp, seed=0), mp, density=0.5)"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", program, str(path)]
+    done = subprocess.run(command, capture_output=True, timeout=100, check=False)
+    assert done.returncode == (-signal.SIGKILL if signalled else 1)
+    assert signalled or b"ZeroDivisionError" in done.stderr
+    assert path.read_bytes() == b"old"
+    assert len(list(tmp_path.iterdir())) == 1 + signalled  # a killed process cannot tidy up
+
+
+def test_nothing_is_left_where_the_name_cannot_be_given(tmp_path: Path) -> None:
+    model = Small()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="folder"):
+        pemn.save(tmp_path / "folder", model, state_of(model, pemn.mp), pemn.mp, density=0.5)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_link_is_written_through(tmp_path: Path) -> None:
+    model, link, target = Small(), tmp_path / "link", tmp_path / "target"
+    link.symlink_to(target)
+    pemn.save(link, model, state_of(model, pemn.mp), pemn.mp, density=0.5)
+    assert link.is_symlink()
+    assert target.is_file()
+    assert target.stat().st_mode & 0o777 == 0o666 & ~current_umask()
+
+
+def current_umask() -> int:
+    """The permissions that new files do not get."""
+    umask = os.umask(0o022)
+    os.umask(umask)
+    return umask
+
+
+@pytest.mark.parametrize("name", sorted(INVALID))
+def test_memory_stays_a_small_multiple_of_the_file(name: str, tmp_path: Path) -> None:
+    data = INVALID[name][1]()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(data)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=path.name):
+        pemn.load_dense(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 64 * len(data) + 200_000
+
+
+def test_values_take_the_dtype_of_the_model() -> None:
+    model = Small().bfloat16()
+    state, _ = pemn.load(vector("valid", "rp"), model)
+    assert {t.dtype for part in state[:3] for t in part.values()} == {torch.bfloat16}
