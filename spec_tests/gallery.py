@@ -450,10 +450,8 @@ def _(right: Any) -> Rebound:
 
 @mistake("M9", "masks kept from the first time that scores were seen")
 def _(right: Any) -> Rebound:
-    seen: dict[int, torch.Tensor] = {}
-
     def score_mask(scores: torch.Tensor, *, density: float) -> Any:
-        return seen.setdefault(id(scores), right.score_mask(scores, density=density))
+        return vars(scores).setdefault("mask", right.score_mask(scores, density=density))
 
     return {"score_mask": score_mask}
 

@@ -47,6 +47,7 @@ def test_index_formula(shapes: Shapes, ratio: float) -> None:
 @clause("F2")
 @given(shapes=st.one_of(shape_sets, repeated_shape_sets()), strategy=strategies())
 @example({"a.weight": torch.Size([1])}, Drawn("mp"))
+@example({"a.weight": torch.Size([4, 5])}, Drawn("mp"))
 @example({"a.weight": torch.Size([40, 5])}, Drawn("rp", 1e-5))  # one value
 @example({"a.weight": torch.Size([4, 5]), "b.weight": torch.Size([4, 5])}, Drawn("rp", 1.0))
 def test_unique_by_index(shapes: Shapes, strategy: Drawn) -> None:
