@@ -14,7 +14,7 @@ _STEPS = {
         [t.RandomErasing(p=0.2)],
     ),
     "vit": ([t.RandomCrop(32, padding=4), t.RandomHorizontalFlip(), t.RandAugment(2, 14)], []),
-    "resnet": ([t.RandomCrop(32, padding=4), t.RandomHorizontalFlip()], []),
+    "crop-flip": ([t.RandomCrop(32, padding=4), t.RandomHorizontalFlip()], []),
     "tiny-imagenet": ([t.RandomCrop(64, padding=8), t.RandomHorizontalFlip()], []),
 }
 

@@ -49,7 +49,7 @@ def test_plain_is_the_image_itself() -> None:
 
 @pytest.mark.parametrize(
     ("augmentation", "dataset", "size", "padding"),
-    [("resnet", "cifar10", 32, 4), ("tiny-imagenet", "tiny-imagenet", 64, 8)],
+    [("crop-flip", "cifar10", 32, 4), ("tiny-imagenet", "tiny-imagenet", 64, 8)],
 )
 def test_crops_shift_up_to_the_padding_and_half_are_flipped(
     augmentation: str, dataset: str, size: int, padding: int
@@ -140,9 +140,9 @@ def test_tensors_of_the_digits_stay_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("augmentation", "dataset", "message"),
     [
-        ("cutmix", "cifar10", "one of plain, convmixer, vit, resnet.*got 'cutmix'"),
-        ("resnet", "digits", "no augmentation but plain, got 'resnet'"),
-        ("resnet", "tiny-imagenet", "'resnet' cuts images of 32, the dataset's are 64"),
+        ("cutmix", "cifar10", "one of plain, convmixer, vit, crop-flip.*got 'cutmix'"),
+        ("crop-flip", "digits", "no augmentation but plain, got 'crop-flip'"),
+        ("crop-flip", "tiny-imagenet", "'crop-flip' cuts images of 32, the dataset's are 64"),
     ],
 )
 def test_recipe_and_dataset_must_fit(augmentation: str, dataset: str, message: str) -> None:
