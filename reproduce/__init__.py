@@ -1,6 +1,6 @@
 """The experiments of the paper, run with ``python -m reproduce``.
 
-``cells`` says what is trained, as data; ``networks`` turns a cell into a function and its trained
-tensors; ``train`` is the one loop; ``rows`` keeps what was measured; ``report`` shows it; ``run``
-puts them together.
+``recipes`` and ``cells`` say what is trained, as data; ``networks`` turns a cell into a function
+and its trained tensors, ``data`` gives the images; ``train`` is the one loop, on any ``device``;
+``rows`` keeps what was measured; ``report`` shows it; ``run`` puts them together.
 """

@@ -1,11 +1,14 @@
 """The command line: ``python -m reproduce run``."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from reproduce.data.root import MissingDataError
 from reproduce.rows import DamagedRowsError
 
 # Typer exports the class of all usage errors only as the base of this one.
@@ -21,7 +24,17 @@ def experiments() -> None:
 
 @app.command()
 def run(
-    seeds: Annotated[int, typer.Option(min=1, help="Train each cell with the seeds 0 to N-1.")] = 3,
+    study: Annotated[
+        str, typer.Option(help="What to train: digits, or cifar10-small (hours on a CPU).")
+    ] = "digits",
+    model: Annotated[
+        str | None,
+        typer.Option(help="Train this family of the study: convmixer, resnet or vit."),
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(min=1, help="Train each cell with the seeds 0 to N-1; else the study's N."),
+    ] = None,
     strategy: Annotated[
         list[str] | None,
         typer.Option(help="Train only this strategy, such as mp or rp_1e-2; may be repeated."),
@@ -30,35 +43,58 @@ def run(
         int | None,
         typer.Option(min=1, help="A shortened run; its rows carry their own cell id."),
     ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda or cuda:N; else the best that is present.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the datasets; else PEMN_DATA, else one in the user's cache."),
+    ] = None,
     out: Annotated[
         Path, typer.Option(help="Folder for rows, figure and table; rows found there are kept.")
     ] = Path("runs"),
 ) -> None:
-    """Train a small ConvMixer on the digits with every strategy: about two minutes on a CPU.
+    """Train the networks of a study with every strategy.
 
-    A demonstration, not a cell of the paper. Exit codes: 0 all done, 1 a training failed, 2 bad
+    By default a small ConvMixer on digits, about two minutes on a CPU: a demonstration, not a cell
+    of the paper. Exit codes: 0 all done, 1 a training failed, 2 bad
     input or files, 130 interrupted. The same command goes on where an earlier one stopped.
     """
     try:
         # Imported here: they load torch, for which --help should not wait, and Ctrl-C may come.
         import torch
 
-        from reproduce.cells import DIGITS
+        from reproduce.cells import STUDIES
+        from reproduce.device import open_device
         from reproduce.run import run_study
 
-        study = DIGITS
+        if study not in STUDIES:
+            raise typer.BadParameter(
+                f"no study {study!r}, only {', '.join(STUDIES)}", param_hint="--study"
+            )
+        with _naming("--model"):
+            wanted = STUDIES[study].of(model)
         if strategy:
-            try:
-                study = study.only(strategy)
-            except ValueError as error:
-                raise typer.BadParameter(str(error), param_hint="--strategy") from error
+            with _naming("--strategy"):
+                wanted = wanted.only(strategy)
         if epochs:
-            study = study.shortened(epochs)
-        torch.set_num_threads(study.threads)
-        run_study(study, range(seeds), out)
+            wanted = wanted.shortened(epochs)
+        with _naming("--device"):
+            opened = open_device(device)
+        torch.set_num_threads(wanted.threads)
+        run_study(wanted, range(seeds or wanted.seeds), out, opened, data)
     except KeyboardInterrupt:
         complain(f"interrupted: finished runs are kept in {out}, the same command goes on there")
         raise typer.Exit(130) from None
+
+
+@contextmanager
+def _naming(option: str) -> Iterator[None]:
+    """A value that is refused inside is a usage error of ``option``."""
+    try:
+        yield
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from error
 
 
 def complain(message: str) -> None:
@@ -78,7 +114,7 @@ def main() -> int:
         return 1
     except _UsageError as error:
         complain(f"error: {error.format_message()}")
-    except DamagedRowsError as error:
+    except (DamagedRowsError, MissingDataError) as error:
         complain(f"error: {error}")
     except OSError as error:
         complain(f"error: {error}; --out must name a folder that can be written")

@@ -1,6 +1,7 @@
 """From a cell to what the training loop sees: a function, its trained tensors, its size."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import NamedTuple
 
 import torch
@@ -8,9 +9,16 @@ from torch import Tensor, nn
 
 import pemn_ref as pemn
 from reproduce.cells import Cell
+from reproduce.data.datasets import DATASETS
 from reproduce.models.convmixer import ConvMixer
+from reproduce.models.resnet import ResNet
+from reproduce.models.vit import ViT
 
-_IMAGES = {"digits": {"channels": 1, "classes": 10}}
+_FAMILIES: dict[str, Callable[..., nn.Module]] = {
+    "convmixer": ConvMixer,
+    "resnet": ResNet,
+    "vit": ViT,
+}
 
 
 class Network(NamedTuple):
@@ -27,21 +35,20 @@ def make_model(cell: Cell, seed: int) -> nn.Module:
 
     The global random state is the same afterwards.
     """
-    sizes = cell.model
+    sizes = asdict(cell.model)
+    family = sizes.pop("family")
+    dataset = DATASETS[cell.dataset]
+    sizes |= {"channels": dataset.channels, "classes": dataset.classes}
+    if family == "vit":  # has a position embedding for each patch
+        sizes["size"] = dataset.size
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return ConvMixer(
-            depth=sizes.depth,
-            width=sizes.width,
-            patch=sizes.patch,
-            kernel=sizes.kernel,
-            **_IMAGES[cell.dataset],
-        )
+        return _FAMILIES[family](**sizes)
 
 
-def make_network(cell: Cell, seed: int) -> Network:
-    """The network of a cell before training."""
-    model = make_model(cell, seed)
+def make_network(cell: Cell, seed: int, device: torch.device) -> Network:
+    """The network of a cell before training, the same on every device."""
+    model = make_model(cell, seed).to(device)
     shapes = pemn.maskable_shapes(model)
     others = [tensor for name, tensor in model.state_dict().items() if name not in shapes]
 

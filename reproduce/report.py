@@ -64,7 +64,7 @@ def make_table(study: Study, rows: Sequence[Row]) -> Table:
             " s.e.: its standard error from the seeds, and from the number of images (the same for"
             " every seed, so not averaged away); best: at the best epoch, which the paper reports;"
             " saved: bits, of the dense float32 weights by the paper's accounting, and of the whole"
-            " model with batch-norm; control: the masks of mp at random, only batch-norm trained"
+            " model; control: the masks of mp at random, only what is not masked trained"
         ),
         caption_justify="left",
         box=box.SIMPLE,

@@ -12,21 +12,29 @@ from rich.progress import Progress
 
 import pemn_ref as pemn
 from reproduce.cells import Cell, Study
-from reproduce.data import digits
+from reproduce.data.augment import make_transform
+from reproduce.data.batches import TrainingBatches, evaluation_batches
+from reproduce.data.datasets import DATASETS, load
+from reproduce.device import Device
 from reproduce.networks import make_network
 from reproduce.report import draw_figure, make_table
 from reproduce.rows import Row, append_row, read_rows
 from reproduce.train import Epoch, train
 
+_EVALUATION_BATCH = 500
 
-def run_study(study: Study, seeds: Sequence[int], out: Path) -> None:
+
+def run_study(
+    study: Study, seeds: Sequence[int], out: Path, device: Device, data: Path | None
+) -> None:
     """Train every cell with every seed, then print the table and draw the figure.
 
     Rows go to ``OUT/STUDY.jsonl``; a run that has a row there is not trained again. Seed by seed,
-    so that a run that is stopped early has seen every cell.
+    so that a run that is stopped early has seen every cell. ``data`` as ``data_root`` takes it.
 
     Raises:
         DamagedRowsError, OSError: if rows cannot be read or written.
+        MissingDataError: if the images are not there and cannot be had.
         FloatingPointError: if a training ends in a loss that is not finite.
     """
     console = Console(markup=False, highlight=False, soft_wrap=True)
@@ -43,12 +51,13 @@ def run_study(study: Study, seeds: Sequence[int], out: Path) -> None:
         task = progress.add_task("", total=sum(cell.recipe.epochs for cell, _ in missing))
         for number, (cell, seed) in enumerate(missing, start=1):
             progress.update(task, description=f"{cell.name}, seed {seed}")
-            row = measure(cell, seed, lambda _: progress.advance(task))
+            row = measure(cell, seed, device, data, lambda _: progress.advance(task))
             append_row(path, row)
             rows[row["run"]] = row
             console.print(
                 f"{number:3d}/{len(missing)}  {cell.name:9}  seed {seed}"
                 f"  {100 * row['accuracy_last']:5.1f} %  {row['seconds']:.1f} s"
+                f"  {row['images_per_second']:,.0f} images/s"
             )
     measured = [rows[cell.run_id(seed)] for cell, seed in wanted]
     console.print(make_table(study, measured), soft_wrap=False)
@@ -57,12 +66,28 @@ def run_study(study: Study, seeds: Sequence[int], out: Path) -> None:
         console.print(f"figure: {picture}")
 
 
-def measure(cell: Cell, seed: int, on_epoch: Callable[[Epoch], object]) -> Row:
+def measure(
+    cell: Cell, seed: int, device: Device, data: Path | None, on_epoch: Callable[[Epoch], object]
+) -> Row:
     """Train one cell with one seed. Accuracies are fractions of the held-out images."""
     start = time.perf_counter()
-    split = digits.load()
-    network = make_network(cell, seed)
-    history = train(network, split, cell.recipe, seed=seed, on_epoch=on_epoch)
+    train_images, test_images = load(cell.dataset, data)
+    dataset, recipe = DATASETS[cell.dataset], cell.recipe
+    transform = make_transform(recipe.augmentation, dataset)
+    workers = device.workers if transform else 0  # tensors are faster taken than sent
+    batches = TrainingBatches(
+        train_images,
+        transform,
+        seed=seed,
+        batch=recipe.batch,
+        workers=workers,
+        pinned=device.pinned,
+    )
+    plain = make_transform("plain", dataset)
+    evaluation = evaluation_batches(test_images, plain, batch=_EVALUATION_BATCH, workers=workers)
+    held_out = [device.put(batch) for batch in evaluation]
+    network = make_network(cell, seed, device.torch)
+    history = train(network, batches, held_out, recipe, seed=seed, device=device, on_epoch=on_epoch)
     accuracies = [epoch.accuracy for epoch in history]
     return {
         "run": cell.run_id(seed),
@@ -71,12 +96,15 @@ def measure(cell: Cell, seed: int, on_epoch: Callable[[Epoch], object]) -> Row:
         "configuration": cell.configuration,
         "accuracy_last": accuracies[-1],
         "accuracy_best": max(accuracies),
-        "held_out": len(split.test_labels),
+        "held_out": len(test_images),
         "history": [epoch._asdict() for epoch in history],
         "storage": network.storage._asdict(),
         "seconds": round(time.perf_counter() - start, 3),
-        "device": "cpu",
-        "hardware": {"cpu": processor(), "threads": torch.get_num_threads()},
+        "images_per_second": round(
+            len(train_images) * len(history) / sum(epoch.seconds for epoch in history), 1
+        ),
+        "device": str(device.torch),
+        "hardware": {"name": device.hardware, "threads": torch.get_num_threads()},
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -84,13 +112,3 @@ def measure(cell: Cell, seed: int, on_epoch: Callable[[Epoch], object]) -> Row:
             "pemn_ref": pemn.__version__,
         },
     }
-
-
-def processor() -> str:
-    """The name of the processor as the system gives it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():  # on Linux, where the standard library knows the architecture at most
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

@@ -68,7 +68,14 @@ class TrainingBatches:
     """The shuffled and augmented batches of any epoch. Workers live as long as this object."""
 
     def __init__(
-        self, images: Images, transform: Transform | None, *, seed: int, batch: int, workers: int
+        self,
+        images: Images,
+        transform: Transform | None,
+        *,
+        seed: int,
+        batch: int,
+        workers: int,
+        pinned: bool = False,
     ) -> None:
         self._order = _Order(len(images), batch, seed)
         self._loader = DataLoader(
@@ -76,6 +83,7 @@ class TrainingBatches:
             batch_sampler=self._order,
             num_workers=workers,
             persistent_workers=workers > 0,
+            pin_memory=pinned,
             generator=torch.Generator(),  # else it draws from the caller's stream
         )
 

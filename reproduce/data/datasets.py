@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch.utils.data import TensorDataset
-
 from reproduce.data import cifar, digits, tiny_imagenet
 from reproduce.data.batches import Images
 from reproduce.data.root import data_root
@@ -41,9 +39,10 @@ def load(name: str, root: Path | None = None) -> tuple[Images, Images]:
     """
     if name == "digits":
         split = digits.load()
+        # Lists of the images: a tensor takes far longer to give one out than to train on it.
         return (
-            TensorDataset(split.train_images, split.train_labels),
-            TensorDataset(split.test_images, split.test_labels),
+            list(zip(split.train_images, split.train_labels, strict=True)),
+            list(zip(split.test_images, split.test_labels, strict=True)),
         )
     if name == "tiny-imagenet":
         return tiny_imagenet.load(data_root(root))

@@ -7,22 +7,30 @@ but for the file format. ``images``: uint8, (1797, 8, 8), ink from 0 to 16; ``la
 """
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from reproduce.data import Split
-
 HELD_OUT = 500
 MEAN, STD = 0.306, 0.376  # of the training images, ink scaled to 0 .. 1
+
+
+class Split(NamedTuple):
+    """Images (n, 1, 8, 8), float32, normalised, and their class numbers (n,), int64."""
+
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
 
 
 def load() -> Split:
     """The first 1,297 images to train on and the last 500, never trained on.
 
-    Images are float32, (n, 1, 8, 8), normalised; labels int64. The split follows the order of the
-    source, so it depends on no random stream; the class counts of the 500 are 46 to 51.
+    The split follows the order of the source, so it depends on no random stream; the class counts
+    of the 500 are 46 to 51.
     """
     with np.load(Path(__file__).with_name("digits.npz"), allow_pickle=False) as file:
         images: Tensor = torch.from_numpy(file["images"]).unsqueeze(1) / 16

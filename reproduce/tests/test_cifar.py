@@ -1,8 +1,10 @@
 """CIFAR, in tiny folders of its real format. Of torchvision, only names and checksums change."""
 
 import hashlib
+import json
 import os
 import pickle
+import sys
 import tarfile
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 from torchvision.datasets import CIFAR10, CIFAR100  # type: ignore[import-untyped]
 
+from reproduce.__main__ import main
 from reproduce.data.batches import Images
 from reproduce.data.datasets import DATASETS, load
 from reproduce.data.root import MissingDataError, data_root
@@ -108,6 +111,40 @@ def test_damage_is_noticed(root: Path) -> None:
     damaged.write_bytes(content)
     with pytest.raises(MissingDataError, match="damaged"):
         load("cifar10", root)
+
+
+STUDY = ("--study", "cifar10-small", "--strategy", "rp_1e-2", "--epochs", "1", "--device", "cpu")
+
+
+@pytest.mark.parametrize("named_by", ["--data", "PEMN_DATA"])
+def test_command_trains_on_the_folder_that_is_named(
+    named_by: str, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = root / "out"
+    arguments = [*STUDY, "--out", str(out)]
+    if named_by == "--data":
+        arguments += ["--data", str(root)]
+    else:
+        monkeypatch.setenv("PEMN_DATA", str(root))
+    monkeypatch.setattr(sys, "argv", ["reproduce", "run", *arguments])
+    assert main() == 0
+    (row,) = [json.loads(line) for line in (out / "cifar10-small.jsonl").read_text().splitlines()]
+    assert row["seed"] == 0
+    assert row["held_out"] == 3  # all of the test batch
+    assert row["images_per_second"] == pytest.approx(20 / row["history"][0]["seconds"], abs=0.06)
+    assert row["configuration"]["recipe"]["augmentation"] == "crop-flip"
+
+
+def test_command_without_data_is_one_line_and_exit_code_2(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*STUDY, "--out", str(root / "out"), "--data", str(root / "empty")]
+    monkeypatch.setattr(sys, "argv", ["reproduce", "run", *arguments])
+    assert main() == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: cifar10: ")
+    assert "--data or PEMN_DATA" in errors
+    assert errors.count("\n") == 1
 
 
 class Quiet(SimpleHTTPRequestHandler):

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from reproduce.cells import DIGITS, Study
+from reproduce.cells import STUDIES, Study
 from reproduce.report import draw_figure, make_table, summarise
 from reproduce.rows import Row
+
+DIGITS = STUDIES["digits"].of()
 
 
 def rows_of(study: Study, accuracies: list[float]) -> list[Row]:

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from reproduce.__main__ import main
-from reproduce.cells import DIGITS
+from reproduce.cells import STUDIES
+from reproduce.device import open_device
 from reproduce.run import measure
 from reproduce.train import Epoch
 
 SMALL = ("--epochs", "1", "--seeds", "2", "--strategy", "rp_1e-2", "--strategy", "control")
+DIGITS = STUDIES["digits"].of()
 STUDY = DIGITS.only(["rp_1e-2", "control"]).shortened(1)
 RUN_IDS = [cell.run_id(seed) for seed in (0, 1) for cell in STUDY.cells]
 
@@ -41,14 +43,28 @@ class Command:
 
     def __call__(self, *arguments: str) -> tuple[int, str, str]:
         """Exit code, standard output and standard error."""
-        command = ["reproduce", "run", "--out", str(self.out), *arguments]
+        command = ["reproduce", "run", "--device", "cpu", "--out", str(self.out), *arguments]
         self._monkeypatch.setattr(sys, "argv", command)
         code = main()
         return code, *self._capsys.readouterr()
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self, study: str = "digits") -> list[dict[str, Any]]:
         """What is in the file of rows."""
-        return [json.loads(line) for line in (self.out / "digits.jsonl").read_text().splitlines()]
+        lines = (self.out / f"{study}.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+
+def times_aside(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows without what is never the same."""
+    return [
+        {
+            **row,
+            "seconds": None,
+            "images_per_second": None,
+            "history": [{**epoch, "seconds": None} for epoch in row["history"]],
+        }
+        for row in rows
+    ]
 
 
 @pytest.fixture
@@ -87,19 +103,22 @@ def test_row_says_what_was_measured_with_what(command: Command) -> None:
     assert row["storage"]["unique"] == 11
     assert row["device"] == "cpu"
     assert row["hardware"]["threads"] == DIGITS.threads
-    assert row["hardware"]["cpu"]
+    assert row["hardware"]["name"]
     assert sorted(row["versions"]) == ["pemn_ref", "python", "torch", "torchvision"]
-    assert row["seconds"] > 0
+    seconds = row["history"][0]["seconds"]
+    assert 0 < seconds < row["seconds"]
+    assert row["images_per_second"] == pytest.approx(1297 / seconds, abs=0.06)
 
 
 def test_headline_is_the_last_epoch_and_the_best_stands_beside_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    history = [Epoch(loss=2.0, accuracy=0.5), Epoch(1.5, 0.75), Epoch(1.0, 0.625)]
+    history = [Epoch(2.0, 0.5, seconds=1), Epoch(1.5, 0.75, 1), Epoch(1.0, 0.625, 2)]
     monkeypatch.setattr("reproduce.run.train", lambda *_, **__: history)
-    row = measure(STUDY.cells[0], 0, lambda _: None)
+    row = measure(STUDY.cells[0], 0, open_device("cpu"), None, lambda _: None)
     assert (row["accuracy_last"], row["accuracy_best"]) == (0.625, 0.75)
-    assert row["history"][1] == {"loss": 1.5, "accuracy": 0.75}
+    assert row["history"][1] == {"loss": 1.5, "accuracy": 0.75, "seconds": 1}
+    assert row["images_per_second"] == round(3 * 1297 / 4, 1)
 
 
 def test_same_command_gives_the_same_rows_times_aside(command: Command) -> None:
@@ -107,7 +126,7 @@ def test_same_command_gives_the_same_rows_times_aside(command: Command) -> None:
     for name in ("one", "two"):
         command.out = command.out.with_name(name)
         command(*SMALL)
-        runs.append([{**row, "seconds": None} for row in command.rows()])
+        runs.append(times_aside(command.rows()))
     assert runs[0] == runs[1]
 
 
@@ -120,8 +139,22 @@ def test_torn_row_is_moved_aside_and_trained_again(command: Command) -> None:
     assert code == 0
     assert "was torn" in output
     assert "1 runs to train; 3 of 4" in output
-    assert [{**row, "seconds": None} for row in command.rows()] == [
-        {**row, "seconds": None} for row in whole
+    assert times_aside(command.rows()) == times_aside(whole)
+
+
+@pytest.mark.parametrize("family", ["vit", "resnet"])
+def test_other_families_train_beside_the_first(command: Command, family: str) -> None:
+    code, output, errors = command("--model", family, "--epochs", "1", "--seeds", "1")
+    assert (code, errors) == (0, "")
+    assert f"a small {family} on 8x8 digits" in output.lower()
+    names = [cell.name for cell in STUDIES["digits"].of(family).cells]
+    rows = command.rows(f"digits-{family}")
+    assert [row["configuration"]["strategy"] for row in rows] == [
+        name.removesuffix("_1e-2") for name in names
+    ]
+    assert {row["configuration"]["model"]["family"] for row in rows} == {family}
+    assert sorted(path.name for path in command.out.iterdir()) == [
+        f"digits-{family}.{ending}" for ending in ("jsonl", "png", "svg")
     ]
 
 
@@ -129,6 +162,12 @@ def test_torn_row_is_moved_aside_and_trained_again(command: Command) -> None:
     ("arguments", "named"),
     [
         (["--strategy", "rp_1e-9"], "rp_1e-9"),
+        (["--model", "vit", "--strategy", "one_layer"], "one_layer"),
+        (["--study", "mnist"], "only digits, cifar10-small"),
+        (["--model", "lenet"], "only convmixer, resnet, vit"),
+        (["--study", "cifar10-small", "--model", "vit"], "only convmixer"),
+        (["--device", "tpu"], "cpu, cuda or cuda:N"),
+        (["--device", "cuda:99"], "cuda:99"),
         (["--seeds", "0"], "--seeds"),
         (["--seeds", "many"], "--seeds"),
         (["--epochs", "0"], "--epochs"),

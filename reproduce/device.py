@@ -1,0 +1,104 @@
+"""All that depends on the device. Nothing else in the experiments asks which one it is."""
+
+import ctypes
+import os
+import platform
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Generator, autocast
+
+from reproduce.data.batches import Batch
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device and how to train on it."""
+
+    torch: torch.device
+    hardware: str
+    """What it is, for people."""
+    bfloat16: bool
+    """Whether training runs in mixed precision."""
+    pinned: bool
+    """Whether batches wait in memory from where they can be copied while the device works."""
+    workers: int
+    """Processes that make batches; 0 where training itself needs the cores."""
+
+    def put(self, batch: Batch) -> Batch:
+        """The batch on the device; images in channels-last order, and what comes of them too."""
+        images, labels = batch
+        return (
+            images.to(self.torch, non_blocking=self.pinned, memory_format=torch.channels_last),
+            labels.to(self.torch, non_blocking=self.pinned),
+        )
+
+    def mixed_precision(self) -> autocast:
+        """The context to train in."""
+        return autocast(self.torch.type, torch.bfloat16, enabled=self.bfloat16)
+
+    def synchronize(self) -> None:
+        """Wait until all work is done, before a clock is read."""
+        if self.torch.type == "cuda":
+            torch.cuda.synchronize(self.torch)
+
+    @contextmanager
+    def drawing_from(self, stream: Generator) -> Iterator[None]:
+        """Dropout draws from the global stream of the device: give it ``stream``'s for a while."""
+        on_cpu = self.torch.index is None
+        with torch.random.fork_rng(devices=[] if on_cpu else [self.torch.index]):
+            generators = [torch.default_generator] if on_cpu else torch.cuda.default_generators
+            generators[self.torch.index or 0].manual_seed(stream.initial_seed())
+            yield
+
+
+def open_device(name: str | None = None) -> Device:
+    """``cpu``, ``cuda`` or ``cuda:N``; by default the best that is present.
+
+    Raises:
+        ValueError: if it is none of these, or not there.
+    """
+    present = torch.cuda.device_count()
+    name = name or ("cuda" if present else "cpu")
+    if name == "cpu":
+        keep_freed_memory()
+        # bfloat16 was slower than float32 there (the backward of depthwise convolutions).
+        return Device(torch.device("cpu"), processor(), bfloat16=False, pinned=False, workers=0)
+    match = re.fullmatch(r"cuda(?::(\d+))?", name)
+    if not match:
+        raise ValueError(f"a device is cpu, cuda or cuda:N, got {name!r}")
+    index = int(match[1] or 0)
+    if index >= present:
+        raise ValueError(f"no {name!r} here: PyTorch sees {present} CUDA devices")
+    return Device(
+        torch.device("cuda", index),
+        torch.cuda.get_device_name(index),
+        bfloat16=True,
+        pinned=True,
+        workers=os.cpu_count() or 1,
+    )
+
+
+def processor() -> str:
+    """The name of the processor as the system gives it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():  # on Linux, where the standard library knows the architecture at most
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed memory for the next step instead of handing it back to the system.
+
+    Else every large tensor is mapped afresh, page fault by page fault.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+        libc.mallopt(-4, 0)  # M_MMAP_MAX; older versions refuse a high M_MMAP_THRESHOLD

@@ -1,0 +1,97 @@
+"""How the networks are trained, as data: the recipe of each family, and where each part is from.
+
+A recipe that changes gets another version.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained. ``train`` gives the words their meaning.
+
+    ``known`` names the parts that the released code or the supplement of the paper states,
+    ``inferred`` those taken from what the authors' style follows; the others are ours.
+    """
+
+    name: str
+    version: int
+    epochs: int
+    batch: int
+    optimizer: Literal["adamw", "adam", "sgd"]
+    learning_rate: float
+    """The highest of the schedule."""
+    momentum: float
+    """Of SGD: the others have their usual ones."""
+    weight_decay: float
+    """On scores and rest alike."""
+    schedule: Literal["piecewise", "cosine", "steps"]
+    augmentation: str
+    """A name that ``data.augment`` knows."""
+    known: tuple[str, ...]
+    inferred: tuple[str, ...]
+
+    def source(self, part: str) -> str:
+        """``known``, ``inferred`` or ``ours``."""
+        if part in self.known:
+            return "known"
+        return "inferred" if part in self.inferred else "ours"
+
+    def changed(self, **parts: Any) -> "Recipe":
+        """The same with other ``parts``, which are ours then."""
+        return replace(
+            self,
+            known=tuple(part for part in self.known if part not in parts),
+            inferred=tuple(part for part in self.inferred if part not in parts),
+            **parts,
+        )
+
+
+CONVMIXER = Recipe(
+    name="convmixer",
+    version=1,
+    epochs=100,
+    batch=512,
+    optimizer="adamw",
+    learning_rate=0.05,
+    momentum=0.0,
+    weight_decay=0.005,
+    schedule="piecewise",
+    augmentation="convmixer",
+    known=(
+        *("epochs", "batch", "optimizer", "learning_rate", "weight_decay"),
+        *("schedule", "augmentation"),
+    ),
+    inferred=(),
+)
+
+VIT = Recipe(
+    name="vit",
+    version=1,
+    epochs=200,
+    batch=256,
+    optimizer="adam",
+    learning_rate=1e-4,
+    momentum=0.0,
+    weight_decay=0.0,
+    schedule="cosine",
+    augmentation="vit",
+    known=("epochs", "batch", "learning_rate"),
+    inferred=("optimizer", "weight_decay", "schedule", "augmentation"),
+)
+
+RESNET = Recipe(
+    name="resnet",
+    version=1,
+    epochs=200,
+    batch=128,
+    optimizer="sgd",
+    learning_rate=0.1,
+    momentum=0.9,
+    weight_decay=5e-4,
+    schedule="steps",
+    augmentation="crop-flip",
+    known=("momentum", "weight_decay"),
+    inferred=("epochs", "batch", "optimizer", "learning_rate", "schedule", "augmentation"),
+)

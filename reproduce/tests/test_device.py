@@ -1,0 +1,68 @@
+"""What is told to a device, and that a name is understood or refused. No GPU is needed."""
+
+import pytest
+import torch
+
+from reproduce.device import open_device
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine where PyTorch sees two."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
+
+
+def test_cpu_trains_in_full_precision_and_makes_batches_itself() -> None:
+    cpu = open_device("cpu")
+    assert cpu.torch == torch.device("cpu")
+    assert (cpu.bfloat16, cpu.pinned, cpu.workers) == (False, False, 0)
+    assert cpu.hardware
+    with cpu.mixed_precision():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize(("name", "index"), [("cuda", 0), ("cuda:0", 0), ("cuda:1", 1), (None, 0)])
+def test_gpu_trains_in_mixed_precision_from_pinned_batches(name: str | None, index: int) -> None:
+    gpu = open_device(name)
+    assert gpu.torch == torch.device("cuda", index)
+    assert gpu.hardware == f"GPU {index}"
+    assert (gpu.bfloat16, gpu.pinned) == (True, True)
+    assert gpu.workers > 0
+
+
+def test_best_device_without_a_gpu_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert open_device().torch == torch.device("cpu")
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tpu", "is cpu, cuda or cuda:N, got 'tpu'"),
+        ("cuda:", "got 'cuda:'"),
+        ("cuda:-1", "got 'cuda:-1'"),
+        ("cuda:2", "no 'cuda:2' here: PyTorch sees 2 CUDA devices"),
+    ],
+)
+def test_other_names_are_refused(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        open_device(name)
+
+
+def test_images_are_put_in_channels_last_order_with_their_labels() -> None:
+    images, labels = torch.rand(4, 3, 8, 8), torch.arange(4)
+    x, y = open_device("cpu").put((images, labels))
+    assert x.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(x, images)
+    assert torch.equal(y, labels)
+
+
+def test_global_stream_is_lent_and_given_back() -> None:
+    before = torch.get_rng_state()
+    with open_device("cpu").drawing_from(torch.Generator().manual_seed(3)):
+        drawn = torch.rand(5)
+    assert torch.equal(drawn, torch.rand(5, generator=torch.Generator().manual_seed(3)))
+    assert torch.equal(torch.get_rng_state(), before)
