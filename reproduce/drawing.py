@@ -1,6 +1,7 @@
 """The algorithm in one drawing: the README's picture, made by the functions that it explains."""
 
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -26,7 +27,7 @@ def draw_algorithm(path: Path) -> None:
     cost = pemn.storage(_SHAPES, strategy)
 
     figure = Figure(figsize=(6, 6.7), layout="constrained", facecolor="white")
-    rows = figure.subfigures(4, 1, height_ratios=[0.55, 1, 1, 1])
+    rows: Any = figure.subfigures(4, 1, height_ratios=[0.55, 1, 1, 1])
     limit = float(values.abs().max())
 
     def show(axes: Axes, tensor: Tensor, *, colours: str, low: float, high: float) -> None:
