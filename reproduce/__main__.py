@@ -1,20 +1,38 @@
-"""The command line: ``python -m reproduce run``."""
+"""The command line: ``python -m reproduce run`` and what can be done with its files."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from reproduce.data.root import MissingDataError
-from reproduce.rows import DamagedRowsError
+from reproduce.rows import DamagedRowsError, append_row
+
+if TYPE_CHECKING:
+    from reproduce.device import Device
+    from reproduce.timing import Ratio
 
 # Typer exports the class of all usage errors only as the base of this one.
 _UsageError: type[typer.BadParameter] = typer.BadParameter.__bases__[0]
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
+bench = typer.Typer(rich_markup_mode=None, help="Ratios of times, each measured side by side.")
+app.add_typer(bench, name="bench")
+
+_Data = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the datasets; else PEMN_DATA, else one in the user's cache."),
+]
+_DeviceName = Annotated[
+    str | None, typer.Option(help="cpu, cuda or cuda:N; else the best that is present.")
+]
+_File = Annotated[Path, typer.Argument(help="A compressed network, as run writes it.")]
+_Lines = Annotated[
+    Path | None, typer.Option("--out", help="Add each ratio to this file too, as a line of JSON.")
+]
 
 
 @app.callback()
@@ -43,15 +61,10 @@ def run(
         int | None,
         typer.Option(min=1, help="A shortened run; its rows carry their own cell id."),
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda or cuda:N; else the best that is present.")
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the datasets; else PEMN_DATA, else one in the user's cache."),
-    ] = None,
+    device: _DeviceName = None,
+    data: _Data = None,
     out: Annotated[
-        Path, typer.Option(help="Folder for rows, figure and table; rows found there are kept.")
+        Path, typer.Option(help="Folder for rows, networks, figure; rows found there are kept.")
     ] = Path("runs"),
 ) -> None:
     """Train the networks of a study with every strategy.
@@ -65,7 +78,6 @@ def run(
         import torch
 
         from reproduce.cells import STUDIES
-        from reproduce.device import open_device
         from reproduce.run import run_study
 
         if study not in STUDIES:
@@ -79,13 +91,124 @@ def run(
                 wanted = wanted.only(strategy)
         if epochs:
             wanted = wanted.shortened(epochs)
-        with _naming("--device"):
-            opened = open_device(device)
+        opened = _open(device)
         torch.set_num_threads(wanted.threads)
         run_study(wanted, range(seeds or wanted.seeds), out, opened, data)
     except KeyboardInterrupt:
         complain(f"interrupted: finished runs are kept in {out}, the same command goes on there")
         raise typer.Exit(130) from None
+    except OSError as error:
+        complain(f"error: {error}; --out must name a folder that can be written")
+        raise typer.Exit(2) from None
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="The id of a run, the last word of its line.")],
+    file: Annotated[Path, typer.Argument(help="The file to write.")],
+    out: Annotated[Path, typer.Option(help="The folder that run wrote to.")] = Path("runs"),
+) -> None:
+    """Copy the network of a run out of its folder."""
+    from reproduce import files
+
+    with _refusing_files():
+        files.export(out, run, file)
+
+
+@app.command()
+def inspect(file: _File) -> None:
+    """Show what a compressed network holds, and its size by three accountings.
+
+    Reads the header only, so damage to the tensors is not seen.
+    """
+    from rich.console import Console
+
+    from reproduce.files import make_tables
+
+    console = Console(markup=False, highlight=False)
+    with _refusing_files():
+        for table in make_tables(file):
+            console.print(table)
+
+
+@app.command()
+def materialize(
+    file: _File, dense: Annotated[Path, typer.Argument(help="The safetensors file to write.")]
+) -> None:
+    """Turn a compressed network into an ordinary dense safetensors file."""
+    from reproduce import files
+
+    with _refusing_files():
+        files.materialize(file, dense)
+
+
+@app.command()
+def evaluate(file: _File, data: _Data = None, device: _DeviceName = None) -> None:
+    """Measure a compressed network again: on the same machine, the accuracy of its row."""
+    from reproduce.run import evaluate_file
+
+    opened = _open(device)
+    with _refusing_files():
+        name, accuracy, images = evaluate_file(file, opened, data)
+    print(f"{name}: {100 * accuracy:.1f} % of {images} held-out images, exactly {accuracy}")
+
+
+@bench.command()
+def steps(
+    batch: Annotated[int, typer.Option(min=1, help="Images a step.")] = 64,
+    compiled: Annotated[bool, typer.Option("--compiled", help="Compiled steps, too.")] = False,
+    device: _DeviceName = None,
+    out: _Lines = None,
+) -> None:
+    """A training step, masked against dense; masks; augmentation."""
+    from reproduce.bench import bench_steps
+
+    opened = _open(device)
+    _show(bench_steps(opened, batch=batch, compiled=compiled), opened, out)
+
+
+@bench.command("files")
+def files_(out: _Lines = None) -> None:
+    """Compressed files against plain copies and dense files, on the CPU."""
+    from reproduce.bench_file import bench_files
+
+    _show(bench_files(), _open("cpu"), out)
+
+
+def _show(ratios: "Iterable[Ratio]", device: "Device", out: Path | None) -> None:
+    from rich.console import Console
+
+    from reproduce.timing import conditions, make_table
+
+    console = Console(markup=False, highlight=False)
+    where = conditions(device.torch, device.hardware)
+    measured = []
+    with console.status("measuring"):
+        for ratio in ratios:
+            measured.append(ratio)
+            if out:
+                append_row(out, {**ratio._asdict(), **where})
+    console.print(make_table(measured, where))
+
+
+def _open(device: str | None) -> "Device":
+    from reproduce.device import open_device
+
+    with _naming("--device"):
+        return open_device(device)
+
+
+@contextmanager
+def _refusing_files() -> Iterator[None]:
+    """A file that is refused inside is one line and exit code 2."""
+    from pemn_ref.file import FileError
+    from reproduce.files import UnknownRunError
+
+    try:
+        yield
+    except (FileError, UnknownRunError) as error:
+        complain(f"error: {error}")
+        raise typer.Exit(2) from None
 
 
 @contextmanager
@@ -114,10 +237,13 @@ def main() -> int:
         return 1
     except _UsageError as error:
         complain(f"error: {error.format_message()}")
-    except (DamagedRowsError, MissingDataError) as error:
+    except (DamagedRowsError, MissingDataError, OSError) as error:
         complain(f"error: {error}")
-    except OSError as error:
-        complain(f"error: {error}; --out must name a folder that can be written")
+    except ModuleNotFoundError as error:
+        complain(f"error: {error}; pip install 'pemn-ref[reproduce]' brings all that is needed")
+    except typer.Abort:
+        complain("interrupted")
+        return 130
     return 2
 
 

@@ -110,6 +110,20 @@ class Cell:
         """Names one training of the cell."""
         return f"{self.id}-{seed}"
 
+    @classmethod
+    def configured(cls, configuration: dict[str, Any]) -> "Cell":
+        """The cell of a ``configuration``, of whose recipe it is not known where it is from.
+
+        Raises:
+            LookupError, TypeError, ValueError: if it is the configuration of no cell.
+        """
+        sizes, recipe = configuration["model"], configuration["recipe"]
+        model = {kind.family: kind for kind in (ConvMixer, ResNet, ViT)}[sizes["family"]]
+        return cls(
+            **configuration
+            | {"model": model(**sizes), "recipe": Recipe(**recipe, known=(), inferred=())}
+        )
+
 
 @dataclass(frozen=True)
 class Study:

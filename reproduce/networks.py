@@ -28,6 +28,8 @@ class Network(NamedTuple):
     logits: Callable[[Tensor], Tensor]
     trained: list[Tensor]
     storage: pemn.Storage
+    state: pemn.State | None
+    """None where dense: the tensors are those of ``model``."""
 
 
 def make_model(cell: Cell, seed: int) -> nn.Module:
@@ -49,18 +51,21 @@ def make_model(cell: Cell, seed: int) -> nn.Module:
 def make_network(cell: Cell, seed: int, device: torch.device) -> Network:
     """The network of a cell before training, the same on every device."""
     model = make_model(cell, seed).to(device)
+    if cell.density is not None:
+        return masked_network(cell, model, pemn.init(model, cell.masking, seed=seed))
+    # Every weight is a value of its own and nothing is saved.
+    weights = sum(shape.numel() for shape in pemn.maskable_shapes(model).values())
+    bits = sum(8 * t.element_size() * t.numel() for t in model.state_dict().values())
+    storage = pemn.Storage(weights, weights, 0.0, 0.0, bits, bits)
+    return Network(model, model, list(model.parameters()), storage, None)
+
+
+def masked_network(cell: Cell, model: nn.Module, state: pemn.State) -> Network:
+    """The network of a cell that is not dense, made of a state of its ``model``."""
+    density = cell.density
+    assert density is not None
     shapes = pemn.maskable_shapes(model)
     others = [tensor for name, tensor in model.state_dict().items() if name not in shapes]
-
-    density = cell.density
-    if density is None:
-        # Dense: every weight is a value of its own and nothing is saved.
-        weights = sum(shape.numel() for shape in shapes.values())
-        bits = 32 * weights + sum(8 * t.element_size() * t.numel() for t in others)
-        storage = pemn.Storage(weights, weights, 0.0, 0.0, bits, bits)
-        return Network(model, model, list(model.parameters()), storage)
-
-    state = pemn.init(model, cell.masking, seed=seed)
     trained = list(state.rest.values())
     if cell.strategy != "control":
         trained += state.scores.values()
@@ -69,4 +74,4 @@ def make_network(cell: Cell, seed: int, device: torch.device) -> Network:
         output: Tensor = pemn.masked_forward(model, *state, images, density=density)
         return output
 
-    return Network(model, logits, trained, pemn.storage(shapes, cell.masking, others))
+    return Network(model, logits, trained, pemn.storage(shapes, cell.masking, others), state)

@@ -26,6 +26,8 @@ class Summary(NamedTuple):
     best: list[float]
     held_out: int
     storage: Storage
+    bytes: int | None
+    """Of the file on disk; None in rows from before there were files."""
 
 
 def summarise(study: Study, rows: Sequence[Row]) -> list[Summary]:
@@ -41,6 +43,7 @@ def summarise(study: Study, rows: Sequence[Row]) -> list[Summary]:
                     [100 * row["accuracy_best"] for row in mine],
                     mine[0]["held_out"],
                     Storage(**mine[0]["storage"]),
+                    mine[-1].get("bytes"),
                 )
             )
     return summaries
@@ -63,13 +66,14 @@ def make_table(study: Study, rows: Sequence[Row]) -> Table:
             "mean and range: accuracy on the held-out images after the last epoch, over n seeds;"
             " s.e.: its standard error from the seeds, and from the number of images (the same for"
             " every seed, so not averaged away); best: at the best epoch, which the paper reports;"
-            " saved: bits, of the dense float32 weights by the paper's accounting, and of the whole"
-            " model; control: the masks of mp at random, only what is not masked trained"
+            " saved: bits, of the dense float32 weights by the paper's accounting, which leaves out"
+            " all that is not masked (normalisation, biases, tokens, buffers), and of the whole"
+            " model; bytes: of the file of one network, its header with names and tag included;"
+            " control: the masks of mp at random, only what is not masked trained"
         ),
         caption_justify="left",
         box=box.SIMPLE,
-        collapse_padding=True,
-        pad_edge=False,
+        padding=0,  # for 80 columns
     )
     table.add_column("strategy", no_wrap=True)
     for column in (
@@ -82,9 +86,10 @@ def make_table(study: Study, rows: Sequence[Row]) -> Table:
         "unique\nvalues",
         "saved %\npaper",
         "saved %\nwhole",
+        "bytes\non disk",
     ):
         table.add_column(column, justify="right", no_wrap=True)
-    for name, last, best, held_out, size in summarise(study, rows):
+    for name, last, best, held_out, size, on_disk in summarise(study, rows):
         mean = fmean(last)
         table.add_row(
             name,
@@ -97,6 +102,7 @@ def make_table(study: Study, rows: Sequence[Row]) -> Table:
             f"{size.unique:,}",
             f"{100 * size.paper:.2f}",
             f"{100 * size.whole:.2f}",
+            "-" if on_disk is None else f"{on_disk:,}",
         )
     return table
 
@@ -112,7 +118,7 @@ def draw_figure(study: Study, rows: Sequence[Row], stem: Path) -> list[Path]:
     axes.set_xscale("log")
     ticks = {}
     summaries = summarise(study, rows)
-    for name, last, _, _, storage in summaries:
+    for name, last, _, _, storage, _ in summaries:
         mean, low, high = fmean(last), min(last), max(last)
         if name in _LINES:
             color, line = _LINES[name]

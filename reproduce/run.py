@@ -13,13 +13,14 @@ from rich.progress import Progress
 import pemn_ref as pemn
 from reproduce.cells import Cell, Study
 from reproduce.data.augment import make_transform
-from reproduce.data.batches import TrainingBatches, evaluation_batches
+from reproduce.data.batches import Batch, Images, TrainingBatches, evaluation_batches
 from reproduce.data.datasets import DATASETS, load
 from reproduce.device import Device
+from reproduce.files import read_network, run_file, write_network
 from reproduce.networks import make_network
 from reproduce.report import draw_figure, make_table
 from reproduce.rows import Row, append_row, read_rows
-from reproduce.train import Epoch, train
+from reproduce.train import Epoch, accuracy, train
 
 _EVALUATION_BATCH = 500
 
@@ -29,8 +30,9 @@ def run_study(
 ) -> None:
     """Train every cell with every seed, then print the table and draw the figure.
 
-    Rows go to ``OUT/STUDY.jsonl``; a run that has a row there is not trained again. Seed by seed,
-    so that a run that is stopped early has seen every cell. ``data`` as ``data_root`` takes it.
+    Rows go to ``OUT/STUDY.jsonl``, networks to ``OUT/files``; a run that has a row there is not
+    trained again. Seed by seed, so that a run that is stopped early has seen every cell. ``data``
+    as ``data_root`` takes it.
 
     Raises:
         DamagedRowsError, OSError: if rows cannot be read or written.
@@ -51,13 +53,14 @@ def run_study(
         task = progress.add_task("", total=sum(cell.recipe.epochs for cell, _ in missing))
         for number, (cell, seed) in enumerate(missing, start=1):
             progress.update(task, description=f"{cell.name}, seed {seed}")
-            row = measure(cell, seed, device, data, lambda _: progress.advance(task))
+            file = run_file(out, cell.run_id(seed))
+            row = measure(cell, seed, device, data, file, lambda _: progress.advance(task))
             append_row(path, row)
             rows[row["run"]] = row
             console.print(
                 f"{number:3d}/{len(missing)}  {cell.name:9}  seed {seed}"
                 f"  {100 * row['accuracy_last']:5.1f} %  {row['seconds']:.1f} s"
-                f"  {row['images_per_second']:,.0f} images/s"
+                f"  {row['images_per_second']:,.0f} images/s  {row['run']}"
             )
     measured = [rows[cell.run_id(seed)] for cell, seed in wanted]
     console.print(make_table(study, measured), soft_wrap=False)
@@ -67,9 +70,17 @@ def run_study(
 
 
 def measure(
-    cell: Cell, seed: int, device: Device, data: Path | None, on_epoch: Callable[[Epoch], object]
+    cell: Cell,
+    seed: int,
+    device: Device,
+    data: Path | None,
+    file: Path,
+    on_epoch: Callable[[Epoch], object],
 ) -> Row:
-    """Train one cell with one seed. Accuracies are fractions of the held-out images."""
+    """Train one cell with one seed and write its network to ``file``, before there is a row.
+
+    Accuracies are fractions of the held-out images.
+    """
     start = time.perf_counter()
     train_images, test_images = load(cell.dataset, data)
     dataset, recipe = DATASETS[cell.dataset], cell.recipe
@@ -83,12 +94,12 @@ def measure(
         workers=workers,
         pinned=device.pinned,
     )
-    plain = make_transform("plain", dataset)
-    evaluation = evaluation_batches(test_images, plain, batch=_EVALUATION_BATCH, workers=workers)
-    held_out = [device.put(batch) for batch in evaluation]
+    held_out = held_out_batches(cell, test_images, device)
     network = make_network(cell, seed, device.torch)
     history = train(network, batches, held_out, recipe, seed=seed, device=device, on_epoch=on_epoch)
     accuracies = [epoch.accuracy for epoch in history]
+    file.parent.mkdir(exist_ok=True)
+    write_network(file, network, cell, seed)
     return {
         "run": cell.run_id(seed),
         "cell": cell.id,
@@ -99,6 +110,7 @@ def measure(
         "held_out": len(test_images),
         "history": [epoch._asdict() for epoch in history],
         "storage": network.storage._asdict(),
+        "bytes": file.stat().st_size,
         "seconds": round(time.perf_counter() - start, 3),
         "images_per_second": round(
             len(train_images) * len(history) / sum(epoch.seconds for epoch in history), 1
@@ -112,3 +124,24 @@ def measure(
             "pemn_ref": pemn.__version__,
         },
     }
+
+
+def evaluate_file(path: Path, device: Device, data: Path | None) -> tuple[str, float, int]:
+    """Strategy of a compressed network, its accuracy, on how many images; ``data`` as above.
+
+    Raises:
+        FileError: if it is not a whole and valid file of a cell.
+        MissingDataError: if the images are not there and cannot be had.
+        OSError: if the file cannot be read.
+    """
+    network, cell = read_network(path, device.torch)
+    _, images = load(cell.dataset, data)
+    return cell.name, accuracy(network, held_out_batches(cell, images, device)), len(images)
+
+
+def held_out_batches(cell: Cell, images: Images, device: Device) -> list[Batch]:
+    """What a network of the cell is measured on, put on the device once."""
+    plain = make_transform("plain", DATASETS[cell.dataset])
+    workers = device.workers if plain else 0
+    evaluation = evaluation_batches(images, plain, batch=_EVALUATION_BATCH, workers=workers)
+    return [device.put(batch) for batch in evaluation]

@@ -24,6 +24,7 @@ def rows_of(study: Study, accuracies: list[float]) -> list[Row]:
             "accuracy_best": accuracy + 0.01,
             "held_out": 500,
             "storage": {**storage, "unique": 2**position},
+            "bytes": 2_345_678,
         }
         for position, cell in enumerate(study.cells)
         for seed, accuracy in enumerate(accuracies)
@@ -44,8 +45,21 @@ def test_table_line_holds_the_numbers_and_fits_80_columns() -> None:
     words = next(line.split() for line in lines if line.split()[:1] == ["one_layer"])
     # mean 93; its error from the seeds 3.606 / sqrt(3), from the images sqrt(93 * 7 / 500)
     assert words == ["one_layer", "3", "93.0", "90.0-97.0", "2.1", "1.1", "94.0", *words[7:]]
-    assert words[7:] == ["4", "25.00", "12.50"]
+    assert words[7:] == ["4", "25.00", "12.50", "2,345,678"]
     assert "…" not in capture.get()
+    assert "which leaves out" in " ".join(capture.get().split())
+
+
+def test_rows_from_before_there_were_files_have_no_bytes() -> None:
+    study = DIGITS.only(["mp"])
+    rows = rows_of(study, [0.5, 0.6])
+    for row in rows:
+        del row["bytes"]
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(make_table(study, rows))
+    words = next(line.split() for line in capture.get().splitlines() if line.startswith(" mp"))
+    assert words[-2:] == ["12.50", "-"]
 
 
 def test_one_seed_has_no_standard_error() -> None:

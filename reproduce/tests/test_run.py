@@ -80,7 +80,7 @@ def test_rows_table_and_figure_are_made_once(command: Command) -> None:
     assert "demonstration, not a cell of the paper" in output
     assert "4 runs to train; 0 of 4" in output
     assert sorted(path.name for path in command.out.iterdir()) == [
-        *("digits.jsonl", "digits.png", "digits.svg")
+        *("digits.jsonl", "digits.png", "digits.svg", "files")
     ]
     first = command.rows()
     assert [row["run"] for row in first] == RUN_IDS
@@ -111,11 +111,12 @@ def test_row_says_what_was_measured_with_what(command: Command) -> None:
 
 
 def test_headline_is_the_last_epoch_and_the_best_stands_beside_it(
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     history = [Epoch(2.0, 0.5, seconds=1), Epoch(1.5, 0.75, 1), Epoch(1.0, 0.625, 2)]
     monkeypatch.setattr("reproduce.run.train", lambda *_, **__: history)
-    row = measure(STUDY.cells[0], 0, open_device("cpu"), None, lambda _: None)
+    file = tmp_path / "files" / "one.safetensors"
+    row = measure(STUDY.cells[0], 0, open_device("cpu"), None, file, lambda _: None)
     assert (row["accuracy_last"], row["accuracy_best"]) == (0.625, 0.75)
     assert row["history"][1] == {"loss": 1.5, "accuracy": 0.75, "seconds": 1}
     assert row["images_per_second"] == round(3 * 1297 / 4, 1)
@@ -154,7 +155,8 @@ def test_other_families_train_beside_the_first(command: Command, family: str) ->
     ]
     assert {row["configuration"]["model"]["family"] for row in rows} == {family}
     assert sorted(path.name for path in command.out.iterdir()) == [
-        f"digits-{family}.{ending}" for ending in ("jsonl", "png", "svg")
+        *(f"digits-{family}.{ending}" for ending in ("jsonl", "png", "svg")),
+        "files",
     ]
 
 

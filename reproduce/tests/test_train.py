@@ -290,7 +290,7 @@ def test_accuracy_counts_every_image_in_evaluation_mode() -> None:
     logits = torch.nn.functional.one_hot(labels, 10).float()
     logits[:3] = logits[:3].roll(1, dims=1)
     model = torch.nn.Identity().train()
-    network = Network(model, model, [], pemn.Storage(1, 1, 0, 0, 1, 1))
+    network = Network(model, model, [], pemn.Storage(1, 1, 0, 0, 1, 1), None)
     batches = list(zip(logits.split(250), labels.split(250), strict=True))
     assert accuracy(network, batches) == 597 / 600
     assert not model.training

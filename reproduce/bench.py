@@ -1,0 +1,127 @@
+"""What a step costs: of a masked network against a dense one, of masks, of augmentation."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+import pemn_ref as pemn
+from pemn_ref.prototype import random_stream
+from reproduce.cells import Cell, ConvMixer, ResNet, ViT
+from reproduce.data.augment import make_transform
+from reproduce.data.batches import TrainingBatches
+from reproduce.data.datasets import DATASETS
+from reproduce.device import Device
+from reproduce.networks import make_model, make_network
+from reproduce.recipes import CONVMIXER, RESNET, VIT
+from reproduce.timing import Ratio, compare
+from reproduce.train import make_optimizer
+
+CELLS = {
+    "ConvMixer d6 w256": Cell(
+        "cifar10", ConvMixer(depth=6, width=256, patch=2, kernel=5), "mp", None, 0.5, CONVMIXER
+    ),
+    "ResNet32": Cell("cifar10", ResNet(depth=32, width=16), "mp", None, 0.5, RESNET),
+    "ViT d6 w256": Cell(
+        "cifar10",
+        ViT(depth=6, width=256, heads=8, head_width=64, mlp=512, patch=4, dropout=0.1),
+        "mp",
+        None,
+        0.5,
+        VIT,
+    ),
+}
+
+
+def training_step(cell: Cell, batch: int, device: Device, *, compiled: bool) -> Callable[[], Any]:
+    """One step of the training loop on images that are there already."""
+    network = make_network(cell, 0, device.torch)
+    optimizer = make_optimizer(cell.recipe, network.trained)
+    dataset = DATASETS[cell.dataset]
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(batch, dataset.channels, dataset.size, dataset.size, generator=generator)
+    labels = torch.randint(dataset.classes, (batch,), generator=generator)
+    x, y = device.put((images, labels))
+    network.model.train()
+    logits: Callable[[Tensor], Tensor] = network.logits
+    if compiled:
+        logits = torch.compile(logits)
+
+    def step() -> None:
+        with device.mixed_precision():
+            loss = cross_entropy(logits(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def sorted_mask(scores: Tensor, density: float) -> Tensor:
+    """The mask by a full sort of the layer, as the released code makes it."""
+    order = scores.detach().abs().flatten().argsort()
+    mask = torch.ones(scores.numel(), device=scores.device)
+    mask[order[: scores.numel() - pemn.kept(scores.numel(), density)]] = 0
+    magnitude = scores.abs()
+    return mask.reshape(scores.shape) + (magnitude - magnitude.detach())
+
+
+class _Noise:
+    """Images of random bytes, which cost a transform as much as photographs."""
+
+    def __init__(self, size: int, count: int) -> None:
+        noise = torch.randint(
+            256, (count, size, size, 3), dtype=torch.uint8, generator=random_stream("noise", 0)
+        )
+        self.images = [Image.fromarray(image.numpy()) for image in noise]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int, /) -> tuple[Image.Image, int]:
+        return self.images[index], 0
+
+
+def bench_steps(
+    device: Device, *, batch: int, compiled: bool, pairs: int = 10, seconds: float = 2
+) -> Iterator[Ratio]:
+    """All ratios, one after the other; with ``compiled`` those of compiled steps too."""
+    timed = partial(compare, pairs=pairs, seconds=seconds, synchronize=device.synchronize)
+    modes = (False, True) if compiled else (False,)
+    for name, cell in CELLS.items():
+        dense = replace(cell, strategy="dense", density=None)
+        for mode in modes:
+            yield timed(
+                f"{name}: step masked / dense{', compiled' if mode else ''}",
+                training_step(cell, batch, device, compiled=mode),
+                training_step(dense, batch, device, compiled=mode),
+            )
+
+    for name, cell in CELLS.items():
+        drawn = pemn.init_scores(pemn.maskable_shapes(make_model(cell, 0)), seed=0)
+        scores = [s.to(device.torch).requires_grad_() for s in drawn.values()]
+
+        def by(make: Callable[[Tensor], Tensor], scores: list[Tensor] = scores) -> None:
+            torch.autograd.backward([make(s).sum() for s in scores])
+
+        yield timed(
+            f"{name}: masks by topk / by a full sort, with gradient",
+            lambda: by(partial(pemn.score_mask, density=0.5)),
+            lambda: by(partial(sorted_mask, density=0.5)),
+        )
+
+    for name, cell in CELLS.items():
+        dataset = DATASETS[cell.dataset]
+        images = _Noise(dataset.size, batch)
+        transform = make_transform(cell.recipe.augmentation, dataset)
+        batches = TrainingBatches(images, transform, seed=0, batch=batch, workers=0)
+        yield timed(
+            f"{name}: a batch augmented by one core / step masked",
+            lambda: list(batches.epoch(0)),  # noqa: B023  is called before the next one
+            training_step(cell, batch, device, compiled=False),
+        )
