@@ -2,28 +2,29 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 
 from torch import Tensor, nn
+
+Tensors = Mapping[str, Tensor]
 
 
 def check_fraction(what: str, value: float) -> None:
     """A density or a ratio lies in (0, 1]."""
-    if not 0 < value <= 1:  # NaN fails too
+    if not (isinstance(value, Real) and 0 < value <= 1):  # NaN fails too
         raise ValueError(f"{what} must lie in (0, 1], got {value!r}")
 
 
 def check_shapes(shapes: Mapping[str, Sequence[int]]) -> None:
     """There is something to mask, and every layer has weights."""
     if not shapes:
-        raise ValueError(
-            "nothing to mask: the model needs at least one convolution, linear or attention weight"
-        )
+        raise ValueError("nothing to mask: there is no convolution, linear or attention weight")
     for name, shape in shapes.items():
         if math.prod(shape) == 0:
             raise ValueError(f"{name} of shape {tuple(shape)} is empty: every layer needs a weight")
 
 
-def check_same(what: str, got: Mapping[str, Tensor], want: Mapping[str, Tensor]) -> None:
+def check_same(what: str, got: Tensors, want: Tensors) -> None:
     """``got`` has the names and shapes of ``want``; the message names the first difference."""
     for name, tensor in want.items():
         if name not in got:
@@ -37,15 +38,17 @@ def check_same(what: str, got: Mapping[str, Tensor], want: Mapping[str, Tensor])
             raise ValueError(f"{what}: {name} is not known there")
 
 
-def check_model(
-    model: nn.Module, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]
-) -> None:
+def check_model(model: nn.Module, weights: Tensors, rest: Tensors, buffers: Tensors) -> None:
     """Weights, rest and buffers are those of ``model``: a missing one would silently be its own."""
+    for name in weights:
+        if name in rest:  # which would run in place of the masked weight
+            raise ValueError(f"{name} is in both, weights and rest: it belongs to one")
+    parameters = {**weights, **rest}
     check_same("the state does not fit the model", parameters, dict(model.named_parameters()))
     check_same("the state does not fit the model", buffers, dict(model.named_buffers()))
 
 
-def check_finite(scores: Mapping[str, Tensor]) -> None:
+def check_finite(scores: Tensors) -> None:
     """No score is infinite or NaN."""
     for name, values in scores.items():
         bad = int((~values.isfinite()).sum())

@@ -97,7 +97,7 @@ def save(
     _need(isinstance(tag, str), f"tag must be a str, got {tag!r}")
     shapes = maskable_shapes(model)
     maskable = {name: model.get_parameter(name) for name in shapes}
-    check_model(model, {**state.weights, **state.rest}, state.buffers)
+    check_model(model, state.weights, state.rest, state.buffers)
     check_same("the weights do not fit the model", state.weights, maskable)
     check_same("the scores do not fit the model", state.scores, maskable)
     check_finite(state.scores)
@@ -277,9 +277,11 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 def _names(model: nn.Module) -> tuple[dict[str, str], set[str]]:
     """Second -> first name of tied tensors; and the first names of all in the state_dict."""
-    first = {id(t): name for name, t in [*model.named_parameters(), *model.named_buffers()]}
+    own = dict([*model.named_parameters(), *model.named_buffers()])
+    first = {id(tensor): name for name, tensor in own.items()}
     entries = model.state_dict(keep_vars=True).items()
-    names = {key: first[id(value)] for key, value in entries if id(value) in first}
+    found = {key: key if key in own else first.get(id(value)) for key, value in entries}
+    names = {key: name for key, name in found.items() if name is not None}
     return {key: name for key, name in names.items() if key != name}, set(names.values())
 
 

@@ -34,9 +34,7 @@ def fill_weights(
             raise ValueError(f"{name} needs the prototype {group!r}, got only {sorted(prototype)}")
         values = prototype[group].detach()
         if values.ndim != 1 or len(values) == 0:
-            raise ValueError(
-                f"prototype {group!r} must be 1-D and not empty, got shape {tuple(values.shape)}"
-            )
+            raise ValueError(f"prototype {group!r} must be 1-D, not empty: {tuple(values.shape)}")
         numel = math.prod(shape)
         copies = -(-numel // len(values))  # rounded up
         weights[name] = values[:numel].repeat(copies)[:numel].reshape(tuple(shape))

@@ -19,8 +19,8 @@ def maskable_shapes(model: nn.Module) -> dict[str, torch.Size]:
     A tied weight appears once, and is maskable if any of its users is. All else is *rest*.
 
     Raises:
-        ValueError: if such a weight is not a plain parameter: lazy, or computed by a
-            parametrization (spectral norm and the like).
+        ValueError: if such a weight is not a plain parameter of real floating dtype: lazy,
+            computed by a parametrization (spectral norm and the like), quantised or complex.
 
     >>> maskable_shapes(nn.Sequential(nn.Conv2d(3, 8, 5), nn.BatchNorm2d(8), nn.Linear(8, 2)))
     {'0.weight': torch.Size([8, 3, 5, 5]), '2.weight': torch.Size([2, 8])}
@@ -29,11 +29,9 @@ def maskable_shapes(model: nn.Module) -> dict[str, torch.Size]:
     for path, module in model.named_modules():
         for attribute in _maskable_attributes(module):
             weight = dict(module.named_parameters(recurse=False)).get(attribute)
-            if weight is None or nn.parameter.is_lazy(weight):
-                raise ValueError(
-                    f"{path}.{attribute} must be a plain parameter, not lazy or computed"
-                    " (remove the parametrization, or run a lazy module once)"
-                )
+            if weight is None or nn.parameter.is_lazy(weight) or not weight.is_floating_point():
+                name = f"{path}.{attribute}".removeprefix(".")
+                raise ValueError(f"{name} must be a plain float, not lazy, computed or quantised")
             maskable.add(weight)
     return {name: p.shape for name, p in model.named_parameters() if p in maskable}
 
@@ -54,6 +52,7 @@ def masked_forward(
     scores: Mapping[str, Tensor],
     rest: Mapping[str, Tensor],
     buffers: Mapping[str, Tensor],
+    /,
     *inputs: Any,
     density: float,
     **kwargs: Any,
@@ -61,9 +60,10 @@ def masked_forward(
     """``model(*inputs, **kwargs)`` with every maskable weight masked (paper, section 3).
 
     The model stays as it is. In training mode batch-norm statistics move in ``buffers``, in place,
-    exactly as a plain module's would; nothing else is modified. Two limits: a module that *rebinds*
-    a buffer (``self.n = self.n + 1``) loses that update, and activation checkpointing inside the
-    model recomputes outside of this call and gives wrong gradients.
+    exactly as a plain module's would; nothing else is modified. All keywords but ``density`` go to
+    the model. Two limits: a module that *rebinds* a buffer (``self.n = self.n + 1``) loses that
+    update, and activation checkpointing inside the model recomputes outside of this call and gives
+    wrong gradients.
 
     Raises:
         ValueError: if names or shapes do not match the model, or ``density`` is outside (0, 1].
@@ -73,6 +73,6 @@ def masked_forward(
     >>> masked_forward(model, *init(model, rp(0.5), seed=0), torch.ones(3, 4), density=0.5).shape
     torch.Size([3, 2])
     """
-    check_model(model, {**weights, **rest}, buffers)
+    check_model(model, weights, rest, buffers)
     masked = apply_mask(weights, scores, density=density)
     return functional_call(model, {**masked, **rest, **buffers}, inputs, kwargs)

@@ -25,11 +25,11 @@ def init_scores(shapes: Shapes, *, seed: int) -> dict[str, Tensor]:
     """
     check_shapes(shapes)
     generator = random_stream("scores", seed)
-    return {
-        name: (2 * torch.rand(tuple(shape), generator=generator, dtype=torch.float32) - 1)
-        / math.sqrt(fan_in(shape))
-        for name, shape in shapes.items()
-    }
+    scores = {}
+    for name, shape in shapes.items():
+        uniform = torch.rand(tuple(shape), generator=generator, dtype=torch.float32, device="cpu")
+        scores[name] = (2 * uniform - 1) / math.sqrt(fan_in(shape))
+    return scores
 
 
 def kept(numel: int, density: float) -> int:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -34,9 +35,7 @@ class Strategy:
 
     def __post_init__(self) -> None:
         if self.name not in ("mask", "one_layer", "mp", "rp"):
-            raise ValueError(
-                f"strategy must be 'mask', 'one_layer', 'mp' or 'rp', got {self.name!r}"
-            )
+            raise ValueError(f"strategy must be mask, one_layer, mp or rp, got {self.name!r}")
         check_fraction("ratio", self.ratio)
         if self.name != "rp" and self.ratio != 1:
             raise ValueError(f"only rp takes a ratio, got {self.ratio!r} for {self.name!r}")
@@ -82,7 +81,7 @@ def prototype_length(numel: int, ratio: float) -> int:
     if numel < 1:
         raise ValueError(f"numel must be at least 1, got {numel!r}")
     check_fraction("ratio", ratio)
-    return min(numel, math.floor(numel * Fraction(str(ratio))) + 1)
+    return min(numel, math.floor(numel * Fraction(str(float(ratio)))) + 1)
 
 
 class Group(NamedTuple):
@@ -102,6 +101,8 @@ def prototype_groups(shapes: Shapes, strategy: Strategy) -> dict[str, Group]:
     {'all': Group(length=31, giver=(10, 30))}
     """
     check_shapes(shapes)
+    if not isinstance(strategy, Strategy):
+        raise ValueError(f"strategy must be mask, one_layer, mp or rp(ratio), got {strategy!r}")
     givers: dict[str, Sequence[int]] = {}
     for name, shape in shapes.items():
         group = strategy.group(name, shape)
@@ -126,9 +127,9 @@ def random_stream(name: str, seed: int) -> torch.Generator:
     Raises:
         ValueError: if ``seed`` is not an int.
     """
-    if not isinstance(seed, int):
+    if not isinstance(seed, Integral):  # numpy's too
         raise ValueError(f"seed must be an int, got {seed!r}")
-    digest = hashlib.sha256(f"{name} {seed}".encode()).digest()
+    digest = hashlib.sha256(f"{name} {int(seed)}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
 
 
@@ -150,6 +151,7 @@ def make_prototype(shapes: Shapes, strategy: Strategy, *, seed: int) -> dict[str
     prototype = {}
     for group, (length, giver) in prototype_groups(shapes, strategy).items():
         # Draw all, then cut: a shorter draw is not the beginning of a longer one.
-        values = torch.randn(math.prod(giver), generator=generator, dtype=torch.float32)
+        numel = math.prod(giver)
+        values = torch.randn(numel, generator=generator, dtype=torch.float32, device="cpu")
         prototype[group] = values[:length] * math.sqrt(2 / fan_in(giver))
     return prototype

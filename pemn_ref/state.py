@@ -78,14 +78,14 @@ def materialize(model: nn.Module, state: State, *, density: float) -> dict[str, 
     >>> int((dense["weight"] != 0).sum())
     4
     """
-    check_model(model, {**state.weights, **state.rest}, state.buffers)
+    check_model(model, state.weights, state.rest, state.buffers)
     check_finite(state.scores)
     masked = apply_mask(state.weights, state.scores, density=density)
     tensors = {**masked, **state.rest, **state.buffers}
     values = {name: tensor.detach().clone() for name, tensor in tensors.items()}
-    names = {id(t): name for name, t in [*model.named_parameters(), *model.named_buffers()]}
-    # Extra state that a module adds to its state_dict is not a tensor of the model: kept as it is.
-    return {
-        key: values[names[id(value)]] if id(value) in names else value
-        for key, value in model.state_dict(keep_vars=True).items()
-    }
+    # The second name of a tied tensor is known by the tensor. Extra state that a module adds to its
+    # state_dict is none of the model's tensors and kept as it is.
+    first = {id(t): name for name, t in [*model.named_parameters(), *model.named_buffers()]}
+    entries = model.state_dict(keep_vars=True)
+    names = {key: key if key in values else first.get(id(entries[key])) for key in entries}
+    return {key: entries[key] if name is None else values[name] for key, name in names.items()}

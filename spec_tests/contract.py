@@ -98,13 +98,18 @@ class Implementation(Protocol):
     def make_prototype(self, shapes: Shapes, strategy: Any, /, *, seed: int) -> dict[str, Tensor]:
         """Group -> 1-D float32 CPU tensor; the names of groups are the implementation's own.
 
+        Every seed from 0 to 2**63 is a stream of its own.
+
         ValueError for no shapes, an empty weight, a seed that is not an int.
         """
 
     def fill_weights(
         self, prototype: Tensors, shapes: Shapes, strategy: Any, /
     ) -> dict[str, Tensor]:
-        """Name -> filled weight in the prototype's dtype, without gradient. ValueError as above."""
+        """Name -> filled weight in the prototype's dtype, without gradient. ValueError as above.
+
+        Each weight has memory of its own.
+        """
 
     def init_scores(self, shapes: Shapes, /, *, seed: int) -> dict[str, Tensor]:
         """Name -> float32 CPU scores. ValueError as above."""
@@ -113,7 +118,10 @@ class Implementation(Protocol):
         """Weights kept of ``numel``. ValueError for a density outside (0, 1]."""
 
     def score_mask(self, scores: Tensor, /, *, density: float) -> Tensor:
-        """One layer's mask, in the dtype of the scores, straight-through. ValueError as above."""
+        """One layer's mask, in the dtype of the scores, straight-through. ValueError as above.
+
+        Exactly 0.0 or 1.0; no negative zero.
+        """
 
     def apply_mask(
         self, weights: Tensors, scores: Tensors, /, *, density: float

@@ -43,7 +43,7 @@ fractions = st.one_of(
     st.floats(1e-6, 1.0),
 )
 
-shape = st.lists(st.integers(1, 7), min_size=1, max_size=4).map(torch.Size)
+shape = st.lists(st.integers(1, 7), min_size=2, max_size=4).map(torch.Size)
 shape_sets = st.lists(shape, min_size=1, max_size=6).map(
     lambda drawn: {f"layer{i}.weight": shape for i, shape in enumerate(drawn)}
 )

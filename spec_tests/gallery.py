@@ -179,7 +179,7 @@ def _(right: Any) -> Rebound:
     return {"make_prototype": make_prototype}
 
 
-@mistake("P5", "seed taken modulo a small number")
+@mistake("P5", "neighbouring seeds share a stream")
 def _(right: Any) -> Rebound:
     return {
         "make_prototype": lambda shapes, strategy, seed: right.make_prototype(
@@ -236,6 +236,15 @@ def _(right: Any) -> Rebound:
     return {"init_scores": init_scores}
 
 
+@mistake("P11", "drawn on the default device")
+def _(right: Any) -> Rebound:
+    def init_scores(shapes: Any, *, seed: int) -> Any:
+        drawn = right.init_scores(shapes, seed=seed)
+        return {name: scores.to(torch.get_default_device()) for name, scores in drawn.items()}
+
+    return {"init_scores": init_scores}
+
+
 # --- Fill ---------------------------------------------------------------------------------------
 
 
@@ -257,7 +266,9 @@ def _(right: Any) -> Rebound:
 def _(right: Any) -> Rebound:
     def fill_weights(prototype: Any, shapes: Any, strategy: Any) -> Any:
         turned = {name: tuple(reversed(shape)) for name, shape in shapes.items()}
-        weights = right.fill_weights(prototype, turned, right.mp)
+        if strategy.name == "one_layer":
+            return right.fill_weights(prototype, shapes, strategy)
+        weights = right.fill_weights(prototype, turned, strategy)
         return {name: w.permute(*reversed(range(w.ndim))) for name, w in weights.items()}
 
     return {"fill_weights": fill_weights}
@@ -655,6 +666,17 @@ def _(right: Any) -> Rebound:
         return state._replace(weights={n: w.contiguous() for n, w in state.weights.items()})
 
     return {"init": init}
+
+
+@mistake("W8", "tensors of the state_dict are told by identity")
+def _(right: Any) -> Rebound:
+    def materialize(model: nn.Module, state: Any, *, density: float) -> Any:
+        dense = right.materialize(model, state, density=density)
+        own = {id(t) for t in [*model.parameters(), *model.buffers()]}
+        entries = model.state_dict(keep_vars=True)
+        return {key: dense[key] if id(entries[key]) in own else entries[key] for key in dense}
+
+    return {"materialize": materialize}
 
 
 @mistake("W20", "the first convolution is run with a mask of its own for every channel")

@@ -121,7 +121,7 @@ def test_materialize(case: str, strategy: Drawn, density: float, seed: int) -> N
     model = built(CASES[case].build, seed % 100)
     state = pemn.init(model, strategy.value, seed=seed)
     dense = pemn.materialize(model, state, density=density)
-    assert list(dense) == list(model.state_dict())
+    assert set(dense) == set(model.state_dict())
     assert not any(t.requires_grad for t in dense.values())
     for name, weight in state.weights.items():
         mask = torch.from_numpy(oracle.mask(state.scores[name].detach().numpy(), density))
@@ -135,27 +135,29 @@ def test_materialize(case: str, strategy: Drawn, density: float, seed: int) -> N
 
 @clause("W6")
 def test_arguments_reach_the_model() -> None:
-    """Positional and keyword arguments are those of the model's forward; so is what it returns."""
+    """Positional and keyword arguments, of whatever name but density, are those of the model's
+    forward; so is what it returns.
+    """
 
     class Scaled(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.linear = nn.Linear(3, 2)
 
-        def forward(self, x: Tensor, y: Tensor, *, scale: float = 1.0) -> dict[str, Tensor]:
-            return {"out": self.linear(x + y) * scale}
+        def forward(self, x: Tensor, y: Tensor, *, weights: float = 1.0) -> dict[str, Tensor]:
+            return {"out": self.linear(x + y) * weights}
 
     model = built(Scaled, 0)
     state = pemn.init(model, pemn.mp, seed=0)
     x, y = torch.ones(1, 3), torch.tensor([[1.0, 2.0, 3.0]])
     model.load_state_dict(pemn.materialize(model, state, density=0.5))
-    got = pemn.masked_forward(model, *state, x, y, density=0.5, scale=3.0)["out"]
-    torch.testing.assert_close(got, model(x, y, scale=3.0)["out"])
+    got = pemn.masked_forward(model, *state, x, y, density=0.5, weights=3.0)["out"]
+    torch.testing.assert_close(got, model(x, y, weights=3.0)["out"])
 
 
 @clause("W7", "SHOULD")
 def test_memory_format_and_frozen_rest() -> None:
-    """init keeps a model's memory format and what it had frozen."""
+    """init keeps a model's memory format, and frozen what was frozen of the rest."""
     model = built(Convolutions, 0)
     model.stem.to(memory_format=torch.channels_last)
     model.norm.requires_grad_(False)
@@ -165,3 +167,18 @@ def test_memory_format_and_frozen_rest() -> None:
         assert not part["stem.weight"].is_contiguous()
     assert not state.rest["norm.weight"].requires_grad
     assert state.rest["norm_last.weight"].requires_grad
+
+
+@clause("W8", "SHOULD")
+def test_materialize_goes_by_name() -> None:
+    """A model whose state_dict is made of copies, as hooks and wrappers do, is materialised too."""
+    model = built(Convolutions, 0)
+    model.register_state_dict_post_hook(
+        lambda module, entries, prefix, metadata: entries.update(
+            {key: value.clone() for key, value in entries.items()}
+        )
+    )
+    state = pemn.init(model, pemn.mp, seed=0)
+    dense = pemn.materialize(model, state, density=0.5)
+    masked = pemn.apply_mask(state.weights, state.scores, density=0.5)
+    assert all(torch.equal(dense[name], masked[name]) for name in masked)

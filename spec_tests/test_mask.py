@@ -131,7 +131,7 @@ def test_masks_are_per_layer(shapes: Shapes, seed: int, density: float, dtype: t
     weights = {n: random_scores(s, seed + i, dtype) for i, (n, s) in enumerate(shapes.items())}
     scores = {n: random_scores(s, seed - i) * 10**i for i, (n, s) in enumerate(shapes.items())}
     masked = pemn.apply_mask(weights, scores, density=density)
-    assert list(masked) == list(shapes)
+    assert set(masked) == set(shapes)
     for name, weight in weights.items():
         mask = torch.from_numpy(oracle.mask(scores[name].double().numpy(), density))
         assert masked[name].dtype == dtype

@@ -174,3 +174,14 @@ def test_every_weight_has_scores_of_its_own(shapes: Shapes, seed: int) -> None:
     drawn = [s.flatten() for s in scores.values()]
     for i, a in enumerate(drawn):
         assert all(not torch.equal(a, b) for b in drawn[:i])
+
+
+@clause("P11", "SHOULD")
+def test_default_device_does_not_matter() -> None:
+    """Prototype and scores are drawn on the CPU, whatever the default device."""
+    with torch.device("meta"):
+        prototype = pemn.make_prototype(LONG, pemn.mp, seed=0)
+        scores = pemn.init_scores(LONG, seed=0)
+    assert {t.device.type for t in [*prototype.values(), *scores.values()]} == {"cpu"}
+    (values,) = pemn.make_prototype(LONG, pemn.mp, seed=0).values()
+    assert all(torch.equal(v, values) for v in prototype.values())
