@@ -41,6 +41,9 @@ class Mistake(NamedTuple):
             importlib.import_module("pemn_ref.file")  # which nothing else imports
             copies = [module for name, module in sys.modules.items() if _is_reference(name)]
         finally:
+            # The whole copy, else a part that was not imported before would be taken for the right.
+            for name in [*filter(_is_reference, sys.modules)]:
+                del sys.modules[name]
             sys.modules.update(mine)
         rebound = self.make(_Originals(package))
         for name, value in rebound.items():

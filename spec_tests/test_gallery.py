@@ -1,5 +1,7 @@
 """The suite can fail: each broken implementation is caught by the clause meant for it."""
 
+import sys
+
 import pytest
 
 from spec_tests.clauses import all_clauses
@@ -24,3 +26,10 @@ def test_mistake_is_caught(mistake: Mistake) -> None:
 
 def test_every_clause_can_fail() -> None:
     assert {mistake.clause for mistake in GALLERY} >= set(CLAUSES)
+
+
+def test_a_copy_leaves_no_module_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "pemn_ref.file", raising=False)
+    before = {name: module for name, module in sys.modules.items() if "pemn_ref" in name}
+    GALLERY[0].build()
+    assert {name: module for name, module in sys.modules.items() if "pemn_ref" in name} == before
