@@ -243,7 +243,7 @@ def _(right: Any) -> Rebound:
 def _(right: Any) -> Rebound:
     def init_scores(shapes: Any, *, seed: int) -> Any:
         drawn = right.init_scores(shapes, seed=seed)
-        return {name: scores.to(torch.get_default_device()) for name, scores in drawn.items()}
+        return {name: scores.to(torch.empty(0).device) for name, scores in drawn.items()}
 
     return {"init_scores": init_scores}
 
