@@ -82,7 +82,11 @@ def _quickly(test: Any) -> Iterator[None]:
     # A test that carries its settings cannot be given others in any public way.
     before = test._hypothesis_internal_use_settings
     test._hypothesis_internal_use_settings = settings(
-        before, phases=[Phase.explicit, Phase.generate], report_multiple_bugs=False
+        before,
+        phases=[Phase.explicit, Phase.generate],
+        report_multiple_bugs=False,
+        derandomize=True,  # that a clause can fail is shown once and for all, not by luck
+        database=None,
     )
     try:
         yield

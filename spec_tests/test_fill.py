@@ -62,6 +62,7 @@ def test_unique_by_index(shapes: Shapes, strategy: Drawn) -> None:
 
 @clause("F3")
 @given(shapes=st.one_of(shape_sets, repeated_shape_sets()), strategy=strategies(), seed=seeds)
+@example({"a.weight": torch.Size([8, 5])}, Drawn("rp", 0.1), 0)
 def test_unique_by_value(shapes: Shapes, strategy: Drawn, seed: int) -> None:
     """By value the filled weights hold at most as many distinct numbers as by index."""
     name, ratio = strategy
