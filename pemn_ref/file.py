@@ -124,7 +124,7 @@ def save(
     content = torch.cat([_bytes(tensor).cpu() for tensor in tensors.values()])
     data = bytearray(len(content))
     torch.frombuffer(data, dtype=torch.uint8).copy_(content)
-    _write(path, _header(info._replace(sha256=_sha256(info, data))), data)
+    write(path, _header(info._replace(sha256=_sha256(info, data))), data)
 
 
 def inspect(path: str | os.PathLike[str]) -> Info:
@@ -414,8 +414,8 @@ def _errors_of(path: str | os.PathLike[str]) -> Iterator[None]:
         raise FileError(f"{os.fspath(path)} is not a compressed model: {error!r}") from error
 
 
-def _write(path: str | os.PathLike[str], *pieces: bytes | bytearray) -> None:
-    """Write beside and rename: at every moment there is the old file or the new one."""
+def write(path: str | os.PathLike[str], *pieces: bytes | bytearray) -> None:
+    """Write beside and rename: at every moment there is the old file or the whole new one."""
     target = Path(path).resolve()
     beside = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
     try:

@@ -5,8 +5,6 @@ seed; a dense one is an ordinary safetensors file.
 """
 
 import json
-import os
-import secrets
 from pathlib import Path
 
 import torch
@@ -15,7 +13,7 @@ from rich.table import Table
 from safetensors.torch import save as to_bytes
 
 import pemn_ref as pemn
-from pemn_ref.file import FileError, Info, inspect, load, load_dense, save
+from pemn_ref.file import FileError, Info, inspect, load, load_dense, save, write
 from reproduce.cells import Cell
 from reproduce.networks import Network, make_model, masked_network
 
@@ -86,21 +84,6 @@ def materialize(path: Path, target: Path) -> None:
     if target.exists() and target.samefile(path):
         raise FileError(f"{target} is the compressed file itself: name another one to write")
     write(target, dense)
-
-
-def write(path: Path, content: bytes) -> None:
-    """Write beside and rename: at every moment there is the old file or the whole new one."""
-    target = path.resolve()
-    beside = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
-    try:
-        with beside.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(target)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
 
 
 def make_tables(path: Path) -> list[Table]:
