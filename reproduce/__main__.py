@@ -1,7 +1,7 @@
 """The command line: ``python -m reproduce run`` and what can be done with its files."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +12,7 @@ from reproduce.data.root import MissingDataError
 from reproduce.rows import DamagedRowsError, append_row
 
 if TYPE_CHECKING:
+    from reproduce.cells import Study
     from reproduce.device import Device
     from reproduce.timing import Ratio
 
@@ -29,6 +30,31 @@ _Data = Annotated[
 _DeviceName = Annotated[
     str | None, typer.Option(help="cpu, cuda or cuda:N; else the best that is present.")
 ]
+_StudyName = Annotated[
+    str,
+    typer.Option(help="digits, cifar10-small (hours on a CPU) or paper (days on a GPU)."),
+]
+_All = Annotated[bool, typer.Option("--all", help="The same as --study paper.")]
+_Models = Annotated[
+    list[str] | None,
+    typer.Option("--model", help="Only this one, such as vit or resnet32; may be repeated."),
+]
+_Strategies = Annotated[
+    list[str] | None,
+    typer.Option("--strategy", help="Only this one, such as mp, rp or rp_1e-2; may be repeated."),
+]
+_Datasets = Annotated[
+    list[str] | None,
+    typer.Option("--dataset", help="Only this one, such as cifar10; may be repeated."),
+]
+_Ids = Annotated[
+    list[str] | None, typer.Option("--only", help="Only the cell of this id; may be repeated.")
+]
+_Seeds = Annotated[
+    int | None,
+    typer.Option(min=1, help="Train each cell with the seeds 0 to N-1; else the study's N."),
+]
+_Out = Annotated[Path, typer.Option(help="Folder of rows, networks, checkpoints and figures.")]
 _File = Annotated[Path, typer.Argument(help="A compressed network, as run writes it.")]
 _Lines = Annotated[
     Path | None, typer.Option("--out", help="Add each ratio to this file too, as a line of JSON.")
@@ -42,71 +68,72 @@ def experiments() -> None:
 
 @app.command()
 def run(
-    study: Annotated[
-        str, typer.Option(help="What to train: digits, or cifar10-small (hours on a CPU).")
-    ] = "digits",
-    model: Annotated[
-        str | None,
-        typer.Option(help="Train this family of the study: convmixer, resnet or vit."),
-    ] = None,
-    seeds: Annotated[
-        int | None,
-        typer.Option(min=1, help="Train each cell with the seeds 0 to N-1; else the study's N."),
-    ] = None,
-    strategy: Annotated[
-        list[str] | None,
-        typer.Option(help="Train only this strategy, such as mp or rp_1e-2; may be repeated."),
-    ] = None,
+    study: _StudyName = "digits",
+    all_: _All = False,
+    model: _Models = None,
+    strategy: _Strategies = None,
+    dataset: _Datasets = None,
+    only: _Ids = None,
+    seeds: _Seeds = None,
     epochs: Annotated[
         int | None,
         typer.Option(min=1, help="A shortened run; its rows carry their own cell id."),
     ] = None,
+    max_minutes: Annotated[
+        float | None, typer.Option(min=0, help="Stop at a checkpoint after so long.")
+    ] = None,
     device: _DeviceName = None,
     data: _Data = None,
-    out: Annotated[
-        Path, typer.Option(help="Folder for rows, networks, figure; rows found there are kept.")
-    ] = Path("runs"),
+    out: _Out = Path("runs"),
+    ledger: Annotated[
+        Path | None, typer.Option(help="Folder for the rows; else that of --out.")
+    ] = None,
 ) -> None:
     """Train the networks of a study with every strategy.
 
     By default a small ConvMixer on digits, about two minutes on a CPU: a demonstration, not a cell
-    of the paper. Exit codes: 0 all done, 1 a training failed, 2 bad
-    input or files, 130 interrupted. The same command goes on where an earlier one stopped.
+    of the paper. The same command goes on where an earlier one was stopped or killed, and any
+    number of processes may share a folder. Exit codes: 0 all done, 2 bad input or files, 3 some
+    runs failed or were skipped, 4 stopped by --max-minutes, 130 and 143 interrupted.
     """
-    try:
-        # Imported here: they load torch, for which --help should not wait, and Ctrl-C may come.
-        import torch
+    # Imported here: they load torch, for which --help should not wait, and Ctrl-C may come.
+    import torch
 
-        from reproduce.cells import STUDIES
-        from reproduce.run import run_study
+    from reproduce.checkpoint import CheckpointError, Stopped, stopping
+    from reproduce.run import run_study
 
-        if study not in STUDIES:
-            raise typer.BadParameter(
-                f"no study {study!r}, only {', '.join(STUDIES)}", param_hint="--study"
-            )
-        with _naming("--model"):
-            wanted = STUDIES[study].of(model)
-        if strategy:
-            with _naming("--strategy"):
-                wanted = wanted.only(strategy)
-        if epochs:
-            wanted = wanted.shortened(epochs)
-        opened = _open(device)
+    wanted = _chosen(study, all_, model, strategy, dataset, only)
+    if epochs:
+        wanted = wanted.shortened(epochs)
+    opened = _open(device)
+    if wanted.threads:
         torch.set_num_threads(wanted.threads)
-        run_study(wanted, range(seeds or wanted.seeds), out, opened, data)
-    except KeyboardInterrupt:
-        complain(f"interrupted: finished runs are kept in {out}, the same command goes on there")
-        raise typer.Exit(130) from None
+    try:
+        with stopping(max_minutes) as stop:
+            complete = run_study(
+                *(wanted, range(seeds or wanted.seeds), out, opened, data),
+                stop=stop,
+                ledger=ledger,
+            )
+    except (KeyboardInterrupt, Stopped) as why:
+        complain(f"stopped: all is kept in {out}, the same command goes on there")
+        raise typer.Exit(why.code if isinstance(why, Stopped) else 130) from None
+    except CheckpointError as error:
+        complain(f"error: {error}")
+        raise typer.Exit(2) from None
     except OSError as error:
         complain(f"error: {error}; --out must name a folder that can be written")
         raise typer.Exit(2) from None
+    if not complete:
+        complain("some runs failed or were skipped, as said above")
+        raise typer.Exit(3)
 
 
 @app.command()
 def export(
     run: Annotated[str, typer.Argument(help="The id of a run, the last word of its line.")],
     file: Annotated[Path, typer.Argument(help="The file to write.")],
-    out: Annotated[Path, typer.Option(help="The folder that run wrote to.")] = Path("runs"),
+    out: _Out = Path("runs"),
 ) -> None:
     """Copy the network of a run out of its folder."""
     from reproduce import files
@@ -175,6 +202,30 @@ def files_(out: _Lines = None) -> None:
     _show(bench_files(), _open("cpu"), out)
 
 
+def _chosen(
+    study: str,
+    all_: bool,
+    models: Sequence[str] | None,
+    strategies: Sequence[str] | None,
+    datasets: Sequence[str] | None,
+    ids: Sequence[str] | None,
+) -> "Study":
+    from reproduce.studies import STUDIES
+
+    name = "paper" if all_ else study
+    if name not in STUDIES:
+        raise typer.BadParameter(
+            f"no study {name!r}, only {', '.join(STUDIES)}", param_hint="--study"
+        )
+    with _naming("--only, --model, --dataset, --strategy"):
+        return STUDIES[name].chosen(
+            models=models or (),
+            strategies=strategies or (),
+            datasets=datasets or (),
+            ids=ids or (),
+        )
+
+
 def _show(ratios: "Iterable[Ratio]", device: "Device", out: Path | None) -> None:
     from rich.console import Console
 
@@ -232,9 +283,6 @@ def main() -> int:
     """
     try:
         return int(app(standalone_mode=False) or 0)
-    except FloatingPointError as error:
-        complain(f"error: {error}")
-        return 1
     except _UsageError as error:
         complain(f"error: {error.format_message()}")
     except (DamagedRowsError, MissingDataError, OSError) as error:

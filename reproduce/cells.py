@@ -1,4 +1,4 @@
-"""What is trained, as data: a study is a list of cells, a cell one network and its recipe.
+"""What is trained, as data: a cell is one network and its recipe, a study a list of cells.
 
 A cell's id is the hash of all that decides what is trained, so that a row can never be taken for a
 row of another configuration.
@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pemn_ref as pemn
-from reproduce.recipes import CONVMIXER, RESNET, VIT, Recipe
+from reproduce.recipes import Recipe
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,11 @@ class ConvMixer:
     kernel: int
     family: str = "convmixer"
 
+    @property
+    def label(self) -> str:
+        """For people, and for ``--model``."""
+        return f"convmixer-d{self.depth}-w{self.width}"
+
 
 @dataclass(frozen=True)
 class ResNet:
@@ -32,6 +37,11 @@ class ResNet:
     depth: int
     width: int
     family: str = "resnet"
+
+    @property
+    def label(self) -> str:
+        """For people, and for ``--model``."""
+        return f"resnet{self.depth}"
 
 
 @dataclass(frozen=True)
@@ -47,13 +57,25 @@ class ViT:
     dropout: float
     family: str = "vit"
 
+    @property
+    def label(self) -> str:
+        """For people, and for ``--model``."""
+        return f"vit-d{self.depth}-w{self.width}"
+
+
+PRUNED = ("prune_random", "prune_minimum")
+
 
 @dataclass(frozen=True)
 class Cell:
     """One network on one dataset, trained in one way.
 
-    ``strategy`` is ``dense``, one of pemn_ref's, or ``control``: weights and scores of ``mp``, the
-    scores never trained, only the rest. ``ratio`` belongs to ``rp``, ``density`` to all but dense.
+    ``strategy`` is ``dense``, one of pemn_ref's, or one of three that go beside them: ``control``,
+    weights and scores of ``mp``, the scores never trained, only the rest; and the baselines
+    ``prune_random`` and ``prune_minimum``, a dense network of which only ``density`` of each layer
+    is kept, chosen before training at random or by |weight|, and trained (the paper does not say
+    when it prunes; its numbers leave no other reading). ``ratio`` belongs to ``rp``, ``density`` to
+    all but dense.
 
     Raises:
         ValueError: if strategy, ratio and density do not fit each other.
@@ -73,21 +95,25 @@ class Cell:
             raise ValueError(
                 f"all but dense have a density, got {self.density!r} for {self.strategy}"
             )
-        if self.strategy != "dense":
-            pemn.kept(1, self.density or 0)
+        if self.density is not None:
+            pemn.kept(1, self.density)
             _ = self.masking
 
     @property
     def name(self) -> str:
-        """The strategy as the command line and the table call it, such as ``mp`` or ``rp_1e-2``."""
+        """The strategy for people and ``--strategy``: ``mp``, ``rp_1e-2``, ``prune_random_90``."""
+        if self.strategy in PRUNED and self.density is not None:
+            return f"{self.strategy}_{100 * (1 - self.density):.4g}"
         if self.ratio is None:
             return self.strategy
         digits, exponent = f"{self.ratio:e}".split("e")
         return f"rp_{float(digits):g}e{int(exponent)}"
 
     @property
-    def masking(self) -> pemn.Strategy:
-        """Where the frozen weights come from; a dense cell has none."""
+    def masking(self) -> pemn.Strategy | None:
+        """Where frozen weights come from; dense and pruned cells have none."""
+        if self.strategy == "dense" or self.strategy in PRUNED:
+            return None
         if self.ratio is not None:
             return pemn.rp(self.ratio)
         return pemn.mp if self.strategy == "control" else pemn.Strategy(self.strategy)
@@ -131,47 +157,75 @@ class Study:
 
     name: str
     title: str
-    """Of table and figure; ``{model}`` stands for the family."""
+    """Of table and figure; ``{model}``, ``{label}`` and ``{dataset}`` stand for those of a cell."""
     cells: tuple[Cell, ...]
-    model: str
-    """The family whose cells are trained when no other is asked for."""
+    models: tuple[str, ...]
+    """What is trained when no other models are asked for."""
+    datasets: tuple[str, ...]
+    """What it is trained on when no other datasets are asked for."""
     seeds: int
     """How many are trained when no other number is asked for."""
-    threads: int
-    """For torch: part of the machine, not of the cells, but the last digits depend on it."""
+    threads: int | None
+    """For torch; None: its own choice. Not part of the cells, but last digits depend on it."""
 
-    def of(self, model: str | None = None) -> "Study":
-        """The cells of one family, which are a table and a figure of their own.
+    def chosen(
+        self,
+        *,
+        models: Sequence[str] = (),
+        strategies: Sequence[str] = (),
+        datasets: Sequence[str] = (),
+        ids: Sequence[str] = (),
+    ) -> "Study":
+        """The cells that have one of each, in the order of the study.
 
-        Raises:
-            ValueError: if the study has no cell of that family.
-        """
-        model = model or self.model
-        cells = tuple(cell for cell in self.cells if cell.model.family == model)
-        if not cells:
-            known = dict.fromkeys(cell.model.family for cell in self.cells)
-            raise ValueError(f"no model {model!r} in {self.name}, only {', '.join(known)}")
-        return replace(
-            self,
-            name=self.name if model == self.model else f"{self.name}-{model}",
-            title=self.title.format(model=type(cells[0].model).__name__),
-            cells=cells,
-        )
-
-    def only(self, names: Sequence[str]) -> "Study":
-        """The cells of these strategies, each by its name, or all of ``rp``.
+        A model by its family or label, a strategy by its name or, for all of a kind, ``rp`` or
+        ``prune_random``. Where neither ids nor models or datasets are given, the study's.
 
         Raises:
-            ValueError: if the study has no cell of that name.
+            ValueError: if no cell has a value that is asked for, or none has all.
         """
-        known = list(dict.fromkeys(cell.name for cell in self.cells))
-        families = [cell.strategy for cell in self.cells]
-        for name in names:
-            if name not in known + families:
-                raise ValueError(f"no strategy {name!r} here, only {', '.join(known)}")
-        return replace(
-            self, cells=tuple(c for c in self.cells if c.name in names or c.strategy in names)
-        )
+        cells = self.cells
+        for what, wanted, named in (
+            ("cell", ids, lambda cell: (cell.id,)),
+            ("model", models or (() if ids else self.models), _names_of_model),
+            ("dataset", datasets or (() if ids else self.datasets), lambda cell: (cell.dataset,)),
+            ("strategy", strategies, lambda cell: (cell.name, cell.strategy)),
+        ):
+            known = dict.fromkeys(name for cell in cells for name in named(cell))
+            for value in wanted:
+                if value not in known:
+                    raise ValueError(
+                        f"no {what} {value!r} here, only {', '.join(known) or 'none at all'}"
+                    )
+            cells = tuple(c for c in cells if not wanted or {*named(c)} & {*wanted})
+        return replace(self, cells=cells)
+
+    def groups(self) -> "list[Study]":
+        """The cells of one model on one dataset each, with the title of their table."""
+        groups: dict[tuple[str, str], list[Cell]] = {}
+        for cell in self.cells:
+            groups.setdefault((cell.model.label, cell.dataset), []).append(cell)
+        return [
+            replace(
+                self,
+                cells=tuple(cells),
+                title=self.title.format(
+                    model=type(cells[0].model).__name__, label=label, dataset=dataset
+                ),
+            )
+            for (label, dataset), cells in groups.items()
+        ]
+
+    @property
+    def stem(self) -> str:
+        """The name of a group's figure, without its ending."""
+        return f"{self.cells[0].dataset}-{self.cells[0].model.label}"
+
+    def outdates(self, configuration: dict[str, Any]) -> bool:
+        """Whether a recipe of this study is a newer version of the one in the configuration."""
+        recipe = configuration["recipe"]
+        versions = {cell.recipe.name: cell.recipe.version for cell in self.cells}
+        return bool(recipe["version"] < versions.get(recipe["name"], 0))
 
     def shortened(self, epochs: int) -> "Study":
         """The same cells trained for ``epochs``: other recipes, so other ids."""
@@ -181,97 +235,5 @@ class Study:
         )
 
 
-_STRATEGIES = (
-    *("dense", "mask", "one_layer", "mp"),
-    *("rp_1e-1", "rp_1e-2", "rp_1e-3", "rp_1e-4", "rp_1e-5", "control"),
-)
-
-
-def _cells(
-    names: Sequence[str], dataset: str, model: ConvMixer | ResNet | ViT, recipe: Recipe
-) -> tuple[Cell, ...]:
-    """One cell for each name of a strategy, half of the weights kept."""
-    cells = []
-    for name in names:
-        ratio = float(name.removeprefix("rp_")) if name.startswith("rp_") else None
-        strategy = name if ratio is None else "rp"
-        density = None if name == "dense" else 0.5
-        cells.append(Cell(dataset, model, strategy, ratio, density, recipe))
-    return tuple(cells)
-
-
-# Size and rate were chosen on 397 of the training images, trained on the other 900 (torch 2.14.1,
-# one thread of a Xeon; accuracy in %, means of 2 seeds, 3 where marked *; errors of 1 to 3 points):
-#                         dense    mp  rp_1e-2  rp_1e-4  control
-#   rate 0.01, 20 epochs   95.8  89.8     93.6     66.6     59.9
-#   rate 0.02, 20 epochs   95.5  93.6     92.7     83.4     71.2
-#   rate 0.05, 20 epochs   95.7  93.7     93.6     83.1     76.2
-#   rate 0.1,  20 epochs   95.7  88.9     92.8     90.6     83.9
-#   rate 0.05, 25 epochs*  95.4  94.7     93.0     87.7     81.1   <- the recipe
-#   rate 0.05, 30 epochs*  96.1  95.0     94.3     89.7     82.7
-#   rate 0.1,  30 epochs*  95.4  96.1     92.2     89.4     85.3
-#   width 16 depth 2       94.5  80.6     80.4              65.5   (rate and epochs of the recipe)
-#   width 64 depth 3       95.8  95.5     96.3              92.7
-# Rates 0.05 (the paper's) and 0.1 do not differ beyond the error. Width 16 is too narrow for masks,
-# at 64 batch-norm over random masks almost suffices; 32 tells the strategies from the control.
-_DIGITS_CONVMIXER = _cells(
-    [name for name in _STRATEGIES if name != "rp_1e-5"],  # 1e-4 is a single constant already
-    "digits",
-    ConvMixer(depth=2, width=32, patch=2, kernel=5),
-    CONVMIXER.changed(name="digits", epochs=25, batch=64, augmentation="plain"),
-)
-
-# Chosen in the same way (2 seeds):
-#                         dense  mask    mp  rp_1e-2  control
-#   rate 0.03, 25 epochs   95.8  94.2  78.5     81.2     32.1
-#   rate 0.1,  25 epochs   95.3  95.8  95.5     91.9     48.6   <- the recipe, and the paper's rate
-#   rate 0.3,  25 epochs   94.0  95.5  94.1     95.6     61.8
-_DIGITS_RESNET = _cells(
-    ("dense", "mask", "mp", "rp_1e-2", "control"),
-    "digits",
-    ResNet(depth=8, width=8),
-    RESNET.changed(name="digits-resnet", epochs=25, batch=64, augmentation="plain"),
-)
-
-# Chosen in the same way (2 seeds); the paper's rate of 0.0001 is for 200 epochs of 50,000 images:
-#                                          dense  mask    mp  rp_1e-2  control
-#   patch 2, rate 0.001, 25 epochs          84.8  79.6  64.7     66.8     13.1
-#   patch 2, rate 0.003, 25 epochs          90.4  87.4  80.5     82.7     22.2
-#   patch 2, rate 0.01,  25 epochs          92.4  89.8  86.6     86.4     46.2
-#   patch 2, rate 0.03,  25 epochs          77.3  90.3  86.4     79.7     68.6
-#   patch 4, rate 0.003, 40 epochs          95.0  95.0  92.4     91.3     33.9
-#   patch 4, rate 0.01,  40 epochs          97.4  94.7  94.1     95.3     58.8   <- the recipe
-#   the same, width 64, mlp 128, rate 0.005 95.5  95.0  95.3     95.7     49.9
-_DIGITS_VIT = _cells(
-    ("dense", "mask", "mp", "rp_1e-2", "control"),
-    "digits",
-    ViT(depth=2, width=32, heads=2, head_width=16, mlp=64, patch=4, dropout=0.1),
-    VIT.changed(name="digits-vit", epochs=40, batch=64, learning_rate=0.01, augmentation="plain"),
-)
-
-_DIGITS = Study(
-    name="digits",
-    title="A small {model} on 8x8 digits: a demonstration, not a cell of the paper",
-    cells=_DIGITS_CONVMIXER + _DIGITS_RESNET + _DIGITS_VIT,
-    model="convmixer",
-    seeds=3,
-    # A second thread gained a tenth on an idle machine and took 20 times as long on a busy one.
-    threads=1,
-)
-
-_CIFAR10_SMALL = Study(
-    name="cifar10-small",
-    title="A small {model} on CIFAR-10, trained briefly: not a cell of the paper",
-    cells=_cells(
-        _STRATEGIES,
-        "cifar10",
-        ConvMixer(depth=4, width=128, patch=2, kernel=5),
-        # Whether ten epochs are too few for the full augmentation was not tried.
-        CONVMIXER.changed(name="cifar10-small", epochs=10, batch=128, augmentation="crop-flip"),
-    ),
-    model="convmixer",
-    seeds=1,
-    threads=2,
-)
-
-STUDIES = {study.name: study for study in (_DIGITS, _CIFAR10_SMALL)}
+def _names_of_model(cell: Cell) -> tuple[str, ...]:
+    return cell.model.family, cell.model.label

@@ -47,13 +47,19 @@ class Device:
             torch.cuda.synchronize(self.torch)
 
     @contextmanager
-    def drawing_from(self, stream: Generator) -> Iterator[None]:
-        """Dropout draws from the global stream of the device: give it ``stream``'s for a while."""
-        on_cpu = self.torch.index is None
-        with torch.random.fork_rng(devices=[] if on_cpu else [self.torch.index]):
-            generators = [torch.default_generator] if on_cpu else torch.cuda.default_generators
-            generators[self.torch.index or 0].manual_seed(stream.initial_seed())
+    def own_stream(self) -> Iterator[None]:
+        """Dropout draws from the global stream of the device, which is as before afterwards."""
+        with torch.random.fork_rng(devices=[] if self._on_cpu else [self.torch.index]):
             yield
+
+    def draw_from(self, stream: Generator) -> None:
+        """Dropout draws what ``stream`` would give, whatever was drawn before."""
+        generators = [torch.default_generator] if self._on_cpu else torch.cuda.default_generators
+        generators[self.torch.index or 0].manual_seed(stream.initial_seed())
+
+    @property
+    def _on_cpu(self) -> bool:
+        return self.torch.index is None
 
 
 def open_device(name: str | None = None) -> Device:

@@ -1,7 +1,7 @@
 """Trained networks as files: ``run`` writes one for each row, the other commands read them.
 
 A masked network is a compressed file of pemn_ref whose tag says which cell it is and with which
-seed; a dense one is an ordinary safetensors file.
+seed; a dense or pruned one is an ordinary safetensors file, with the zeros.
 """
 
 import json
@@ -29,8 +29,11 @@ def run_file(out: Path, run: str) -> Path:
 
 def write_network(path: Path, network: Network, cell: Cell, seed: int) -> None:
     """Write a trained network of the cell; an old file is replaced by a whole one or not at all."""
-    if network.state is None or cell.density is None:
-        write(path, to_bytes(network.model.state_dict()))
+    if network.state is None or cell.masking is None or cell.density is None:
+        dense = network.model.state_dict()
+        if network.state is not None and cell.density is not None:
+            dense = pemn.materialize(network.model, network.state, density=cell.density)
+        write(path, to_bytes(dense))
         return
     tag = {"configuration": cell.configuration, "seed": seed}
     text = json.dumps(tag, sort_keys=True, separators=(",", ":"))

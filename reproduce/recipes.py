@@ -66,6 +66,9 @@ CONVMIXER = Recipe(
     inferred=(),
 )
 
+# Random crop and flip are known, as is all else of the recipe but the patch size of the model.
+TINY_IMAGENET = replace(CONVMIXER, name="convmixer-tiny-imagenet", augmentation="tiny-imagenet")
+
 VIT = Recipe(
     name="vit",
     version=1,

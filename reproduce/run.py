@@ -1,8 +1,9 @@
 """Training what a study asks for and is not measured yet: one row for each cell and seed."""
 
 import platform
-import time
+import subprocess
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,109 +13,187 @@ from rich.progress import Progress
 
 import pemn_ref as pemn
 from reproduce.cells import Cell, Study
+from reproduce.checkpoint import Checkpoint, Stop
 from reproduce.data.augment import make_transform
 from reproduce.data.batches import Batch, Images, TrainingBatches, evaluation_batches
 from reproduce.data.datasets import DATASETS, load
+from reproduce.data.root import MissingDataError
 from reproduce.device import Device
-from reproduce.files import read_network, run_file, write_network
+from reproduce.files import read_network, write_network
 from reproduce.networks import make_network
 from reproduce.report import draw_figure, make_table
-from reproduce.rows import Row, append_row, read_rows
+from reproduce.rows import Row
+from reproduce.store import RunStore
+from reproduce.studies import CANARY, CANARY_BAND
 from reproduce.train import Epoch, accuracy, train
 
 _EVALUATION_BATCH = 500
 
 
 def run_study(
-    study: Study, seeds: Sequence[int], out: Path, device: Device, data: Path | None
-) -> None:
-    """Train every cell with every seed, then print the table and draw the figure.
+    study: Study,
+    seeds: Sequence[int],
+    out: Path,
+    device: Device,
+    data: Path | None,
+    *,
+    stop: Stop,
+    ledger: Path | None = None,
+    every: float = 120,
+) -> bool:
+    """Train every cell with every seed, print tables, draw figures; True if every run has a result.
 
-    Rows go to ``OUT/STUDY.jsonl``, networks to ``OUT/files``; a run that has a row there is not
-    trained again. Seed by seed, so that a run that is stopped early has seen every cell. ``data``
-    as ``data_root`` takes it.
+    ``out`` and ``ledger`` are those of a ``RunStore``, ``data`` as ``data_root`` takes it. A run
+    that has a row is not trained again; one that has a checkpoint, written ``every`` so many
+    seconds, goes on from there. Seed by seed, so that a study that is stopped early has seen every
+    cell. A run is skipped, for another day, where its images are missing, the device's memory is
+    too small or another process trains it; one whose loss is not finite gets a row that says so.
 
     Raises:
-        DamagedRowsError, OSError: if rows cannot be read or written.
-        MissingDataError: if the images are not there and cannot be had.
-        FloatingPointError: if a training ends in a loss that is not finite.
+        Stopped: if asked to stop, after a checkpoint.
+        CheckpointError: if a checkpoint cannot be gone on from.
+        DamagedRowsError, OSError: if rows or checkpoints cannot be read or written.
     """
     console = Console(markup=False, highlight=False, soft_wrap=True)
-    console.print(study.title)
-    path = out / f"{study.name}.jsonl"
-    rows = {row["run"]: row for row in read_rows(path, console.print)}
+    for group in study.groups():
+        console.print(group.title)
+    store = RunStore(out, study.name, console.print, ledger)
+    rows = store.rows()
     wanted = [(cell, seed) for seed in seeds for cell in study.cells]
     missing = [(cell, seed) for cell, seed in wanted if cell.run_id(seed) not in rows]
     console.print(
         f"{len(missing)} runs to train; {len(wanted) - len(missing)} of {len(wanted)}"
-        f" are in {path} already and are not trained again"
+        f" are in {store.path} already and are not trained again"
     )
+    for row in rows.values():
+        if study.outdates(row["configuration"]):
+            console.print(f"{row['run']} is stale: of an older recipe, and not counted")
+    images: dict[str, tuple[Images, Images]] = {}
+    for dataset in dict.fromkeys(cell.dataset for cell, _ in missing):
+        try:
+            images[dataset] = load(dataset, data)
+        except MissingDataError as error:
+            console.print(f"skipped, all runs on {dataset}: {error}")
+    missing = [(cell, seed) for cell, seed in missing if cell.dataset in images]
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=sum(cell.recipe.epochs for cell, _ in missing))
         for number, (cell, seed) in enumerate(missing, start=1):
-            progress.update(task, description=f"{cell.name}, seed {seed}")
-            file = run_file(out, cell.run_id(seed))
-            row = measure(cell, seed, device, data, file, lambda _: progress.advance(task))
-            append_row(path, row)
-            rows[row["run"]] = row
-            console.print(
-                f"{number:3d}/{len(missing)}  {cell.name:9}  seed {seed}"
-                f"  {100 * row['accuracy_last']:5.1f} %  {row['seconds']:.1f} s"
-                f"  {row['images_per_second']:,.0f} images/s  {row['run']}"
-            )
-    measured = [rows[cell.run_id(seed)] for cell, seed in wanted]
-    console.print(make_table(study, measured), soft_wrap=False)
-    console.print(f"rows: {path}")
-    for picture in draw_figure(study, measured, out / study.name):
-        console.print(f"figure: {picture}")
+            what = f"{cell.model.label}  {cell.dataset}  {cell.name:9}  seed {seed}"
+            progress.update(task, description=what)
+            with store.claim(cell.run_id(seed)) as ours:
+                outcome = "skipped: another process trains it, or has"
+                if ours:
+                    checkpoint = store.checkpoint(cell.run_id(seed), every, stop)
+                    result = train_run(
+                        *(cell, seed, images[cell.dataset], device, checkpoint),
+                        store.file(cell.run_id(seed)),
+                        lambda _: progress.advance(task),
+                    )
+                    if result:
+                        store.finish(result)
+                    outcome = _outcome(result)
+            console.print(f"{number:3d}/{len(missing)}  {what}  {outcome}  {cell.run_id(seed)}")
+    rows = store.rows()
+    measured = [rows[run] for cell, seed in wanted if (run := cell.run_id(seed)) in rows]
+    complete = [row for row in measured if "failed" not in row]
+    console.print(f"rows: {store.path}")
+    for group in study.groups():
+        if mine := [row for row in complete if row["cell"] in {cell.id for cell in group.cells}]:
+            console.print(make_table(group, mine), soft_wrap=False)
+            for picture in draw_figure(group, mine, out / group.stem):
+                console.print(f"figure: {picture}")
+    return len(complete) == len(wanted)
 
 
-def measure(
+def _outcome(row: Row | None) -> str:
+    """Of a run that was not skipped, for people."""
+    if row is None:
+        return "skipped: the memory of the device is too small"
+    if "failed" in row:
+        return f"failed: {row['failed']}"
+    text = (
+        f"{100 * row['accuracy_last']:5.1f} %  {row['seconds']:.1f} s"
+        f"  {row['images_per_second']:,.0f} images/s"
+    )
+    return f"{text}  WARNING: {row['warning']}" if "warning" in row else text
+
+
+def train_run(
     cell: Cell,
     seed: int,
+    images: tuple[Images, Images],
     device: Device,
-    data: Path | None,
+    checkpoint: Checkpoint,
     file: Path,
     on_epoch: Callable[[Epoch], object],
-) -> Row:
-    """Train one cell with one seed and write its network to ``file``, before there is a row.
+) -> Row | None:
+    """Train one cell with one seed and write its network to ``file``; its row comes after that.
 
-    Accuracies are fractions of the held-out images.
+    Accuracies are fractions of the held-out images. The row of a loss that is not finite has
+    ``failed`` instead; there is none where the memory of the device is too small.
+
+    Raises:
+        Stopped, CheckpointError, OSError: as ``train``.
     """
-    start = time.perf_counter()
-    train_images, test_images = load(cell.dataset, data)
+    train_images, test_images = images
     dataset, recipe = DATASETS[cell.dataset], cell.recipe
     transform = make_transform(recipe.augmentation, dataset)
     workers = device.workers if transform else 0  # tensors are faster taken than sent
-    batches = TrainingBatches(
-        train_images,
-        transform,
-        seed=seed,
-        batch=recipe.batch,
-        workers=workers,
-        pinned=device.pinned,
-    )
-    held_out = held_out_batches(cell, test_images, device)
-    network = make_network(cell, seed, device.torch)
-    history = train(network, batches, held_out, recipe, seed=seed, device=device, on_epoch=on_epoch)
-    accuracies = [epoch.accuracy for epoch in history]
-    file.parent.mkdir(exist_ok=True)
-    write_network(file, network, cell, seed)
-    return {
+    row: Row = {
         "run": cell.run_id(seed),
         "cell": cell.id,
         "seed": seed,
         "configuration": cell.configuration,
+    }
+    try:
+        batches = TrainingBatches(
+            train_images,
+            transform,
+            seed=seed,
+            batch=recipe.batch,
+            workers=workers,
+            pinned=device.pinned,
+        )
+        held_out = held_out_batches(cell, test_images, device)
+        network = make_network(cell, seed, device.torch)
+        history = train(
+            *(network, batches, held_out, recipe),
+            seed=seed,
+            device=device,
+            checkpoint=checkpoint,
+            on_epoch=on_epoch,
+        )
+    except torch.OutOfMemoryError:
+        return None
+    except FloatingPointError as error:
+        return {**row, "failed": str(error), **_conditions(device)}
+    accuracies = [epoch.accuracy for epoch in history]
+    seconds = sum(epoch.seconds for epoch in history)  # of training alone, interruptions aside
+    if cell == CANARY and not CANARY_BAND[0] <= 100 * max(accuracies) <= CANARY_BAND[1]:
+        row["warning"] = (
+            f"the best epoch of the canary has {100 * max(accuracies):.2f} %, not"
+            f" {CANARY_BAND[0]} to {CANARY_BAND[1]} %: mistrust all other numbers until this is"
+            " understood"
+        )
+    file.parent.mkdir(exist_ok=True)
+    write_network(file, network, cell, seed)
+    return {
+        **row,
         "accuracy_last": accuracies[-1],
         "accuracy_best": max(accuracies),
         "held_out": len(test_images),
         "history": [epoch._asdict() for epoch in history],
         "storage": network.storage._asdict(),
         "bytes": file.stat().st_size,
-        "seconds": round(time.perf_counter() - start, 3),
-        "images_per_second": round(
-            len(train_images) * len(history) / sum(epoch.seconds for epoch in history), 1
-        ),
+        "seconds": round(seconds, 3),
+        "images_per_second": round(len(train_images) * len(history) / seconds, 1),
+        **_conditions(device),
+    }
+
+
+def _conditions(device: Device) -> Row:
+    """What the numbers were measured with."""
+    return {
         "device": str(device.torch),
         "hardware": {"name": device.hardware, "threads": torch.get_num_threads()},
         "versions": {
@@ -123,7 +202,22 @@ def measure(
             "torchvision": version("torchvision"),
             "pemn_ref": pemn.__version__,
         },
+        "commit": _commit(),
     }
+
+
+@cache
+def _commit() -> str | None:
+    """Of the checkout that this is, with ``-dirty`` if it was changed; None where installed."""
+    here = Path(__file__).parents[1]
+    if not (here / ".git").exists():
+        return None
+    command = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
 
 
 def evaluate_file(path: Path, device: Device, data: Path | None) -> tuple[str, float, int]:

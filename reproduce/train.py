@@ -3,7 +3,8 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from pemn_ref.prototype import random_stream
+from reproduce.checkpoint import Checkpoint, CheckpointError
 from reproduce.data.batches import Batch, TrainingBatches
 from reproduce.device import Device
 from reproduce.networks import Network
@@ -56,6 +58,18 @@ def make_optimizer(recipe: Recipe, tensors: Iterable[Tensor]) -> torch.optim.Opt
             return torch.optim.SGD(tensors, lr, momentum=recipe.momentum, weight_decay=decay)
 
 
+@dataclass
+class _Position:
+    """Where training stands: all that changes, apart from network and optimizer."""
+
+    loss: Tensor
+    """Sum over the images of the epoch after those of ``history``."""
+    images: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    history: list[Epoch] = field(default_factory=list)
+
+
 def train(
     network: Network,
     batches: TrainingBatches,
@@ -64,43 +78,83 @@ def train(
     *,
     seed: int,
     device: Device,
+    checkpoint: Checkpoint | None = None,
     on_epoch: Callable[[Epoch], object],
 ) -> list[Epoch]:
     """Train ``network`` in place and measure it on ``held_out`` after each epoch.
 
-    Both are on ``device``. Every random choice is a function of seed and epoch alone. The rate is
-    set at each step, to that of the step's end, as the released code has it. Within an epoch no
-    value is read, so the device never waits for the host.
+    Both are on ``device``. Goes on from the ``checkpoint`` where there is one: every random choice
+    is a function of seed, epoch and step alone, so that needs no state of a generator and changes
+    nothing. The rate is set at each step, to that of the step's end, as the released code has it.
+    Within an epoch no value is read, so the device never waits for the host.
 
     Raises:
         FloatingPointError: if the loss of an epoch is not finite.
+        Stopped, CheckpointError, OSError: as ``checkpoint`` has it.
     """
     optimizer = make_optimizer(recipe, network.trained)
-    history = []
-    for epoch in range(recipe.epochs):
-        start = time.perf_counter()
+    at = _Position(torch.zeros((), device=device.torch))
+    if checkpoint:
+        _resume(checkpoint, network, optimizer, at)
+    for epoch in range(len(at.history), recipe.epochs):
+        start = time.perf_counter() - at.seconds
         network.model.train()
-        total, images = torch.zeros((), device=device.torch), 0
-        with device.drawing_from(random_stream(f"dropout {epoch}", seed)):
-            for step, batch in enumerate(batches.epoch(epoch), start=1):
+        with device.own_stream():
+            for batch in batches.epoch(epoch, at.step):
                 x, y = device.put(batch)
-                progress = (epoch + step / len(batches)) / recipe.epochs
+                at.step += 1
+                progress = (epoch + at.step / len(batches)) / recipe.epochs
                 for group in optimizer.param_groups:
                     group["lr"] = rate(recipe, progress)
+                device.draw_from(random_stream(f"dropout {epoch} {at.step}", seed))
                 with device.mixed_precision():
                     loss = cross_entropy(network.logits(x), y)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-                total += loss.detach() * len(y)
-                images += len(y)
-        mean = float(total) / images
+                at.loss += loss.detach() * len(y)
+                at.images += len(y)
+                at.seconds = time.perf_counter() - start
+                if checkpoint:
+                    checkpoint.after_step(lambda: _content(network, optimizer, at))
+        mean = float(at.loss) / at.images
         if not math.isfinite(mean):
             raise FloatingPointError(f"the loss is {mean} in epoch {epoch + 1}")
         seconds = time.perf_counter() - start
-        history.append(Epoch(mean, accuracy(network, held_out), seconds))
-        on_epoch(history[-1])
-    return history
+        at.history.append(Epoch(mean, accuracy(network, held_out), seconds))
+        at.loss.zero_()
+        at.images, at.step, at.seconds = 0, 0, 0.0
+        on_epoch(at.history[-1])
+    return at.history
+
+
+def _content(network: Network, optimizer: torch.optim.Optimizer, at: _Position) -> dict[str, Any]:
+    tensors = {name: tensor.detach() for name, tensor in network.tensors.items()}
+    position = {**vars(at), "history": [tuple(epoch) for epoch in at.history]}
+    return {"tensors": tensors, "optimizer": optimizer.state_dict(), "position": position}
+
+
+@torch.no_grad()
+def _resume(
+    checkpoint: Checkpoint, network: Network, optimizer: torch.optim.Optimizer, at: _Position
+) -> None:
+    """Bring all three to where the checkpoint stands, if there is one."""
+    content = checkpoint.read()
+    if content is None:
+        return
+    try:
+        for name, tensor in network.tensors.items():
+            tensor.copy_(content["tensors"][name])
+        optimizer.load_state_dict(content["optimizer"])
+        position = content["position"]
+        at.loss.copy_(position.pop("loss"))
+        at.history = [Epoch(*epoch) for epoch in position.pop("history")]
+        vars(at).update(position)
+    except (LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{checkpoint.path} is not of this version of the program ({error!r}): remove it, and"
+            " the run starts anew"
+        ) from error
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 So they are the same for any number of worker processes, and after a run was stopped and continued.
 """
 
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
@@ -45,11 +46,11 @@ class _Augmented(Dataset[tuple[Tensor, Any]]):
 
 
 class _Order(Sampler[list[tuple[int, int]]]):
-    """The keys of each batch of ``epoch``; the last batch holds what is left."""
+    """The keys of each batch of ``epoch`` from ``start`` on; the last batch holds what is left."""
 
     def __init__(self, length: int, batch: int, seed: int) -> None:
         self.length, self.batch, self.seed = length, batch, seed
-        self.epoch = 0
+        self.epoch = self.start = 0
 
     def __len__(self) -> int:
         return -(-self.length // self.batch)
@@ -61,7 +62,16 @@ class _Order(Sampler[list[tuple[int, int]]]):
         keys = [
             [(self.epoch, index) for index in part.tolist()] for part in order.split(self.batch)
         ]
-        return iter(keys)
+        return iter(keys[self.start :])
+
+
+def _leave_signals(_: int) -> None:
+    """A terminal signals all processes; the main one stops, in its own time, and ends its workers.
+
+    (A worker without it would be gone before the checkpoint is written.)
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class TrainingBatches:
@@ -84,6 +94,7 @@ class TrainingBatches:
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=pinned,
+            worker_init_fn=_leave_signals,
             generator=torch.Generator(),  # else it draws from the caller's stream
         )
 
@@ -91,9 +102,12 @@ class TrainingBatches:
         """Batches in an epoch."""
         return len(self._order)
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of one epoch; one at a time, but it may be left before its end."""
-        self._order.epoch = epoch
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch from number ``start`` on.
+
+        One epoch at a time, but it may be left before its end.
+        """
+        self._order.epoch, self._order.start = epoch, start
         batches: Iterator[Batch] = iter(self._loader)
         return batches
 

@@ -1,5 +1,6 @@
 """Cells are data: their ids follow all of the configuration and nothing else."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -9,16 +10,17 @@ import pytest
 import torch
 
 import pemn_ref as pemn
-from reproduce.cells import STUDIES, Cell, ConvMixer, ResNet, ViT
+from reproduce.cells import PRUNED, Cell, ConvMixer, ResNet, ViT
 from reproduce.networks import make_model
 from reproduce.recipes import CONVMIXER, RESNET, VIT, Recipe
+from reproduce.studies import CANARY, CANARY_BAND, REPORTED, STUDIES
 
-DIGITS = STUDIES["digits"].of()
+DIGITS = STUDIES["digits"].chosen()
 
 
 def cell(name: str) -> Cell:
     """The cell of the digits study by its strategy."""
-    return DIGITS.only([name]).cells[0]
+    return DIGITS.chosen(strategies=[name]).cells[0]
 
 
 def test_study_holds_every_strategy_once() -> None:
@@ -31,7 +33,7 @@ def test_study_holds_every_strategy_once() -> None:
 
 
 def test_small_cifar_study_holds_all_nine_strategies_of_the_paper_and_the_control() -> None:
-    study = STUDIES["cifar10-small"].of()
+    study = STUDIES["cifar10-small"].chosen()
     assert [c.name for c in study.cells] == [
         *("dense", "mask", "one_layer", "mp", "rp_1e-1", "rp_1e-2", "rp_1e-3", "rp_1e-4"),
         *("rp_1e-5", "control"),
@@ -42,18 +44,74 @@ def test_small_cifar_study_holds_all_nine_strategies_of_the_paper_and_the_contro
 
 
 @pytest.mark.parametrize("family", ["resnet", "vit"])
-def test_other_families_of_the_digits_have_files_and_a_title_of_their_own(family: str) -> None:
-    study = STUDIES["digits"].of(family)
+def test_other_families_of_the_digits_are_groups_with_a_title_of_their_own(family: str) -> None:
+    study = STUDIES["digits"].chosen(models=[family])
     assert [c.name for c in study.cells] == ["dense", "mask", "mp", "rp_1e-2", "control"]
-    assert {c.model.family for c in study.cells} == {family}
-    assert study.name == f"digits-{family}"
-    assert study.title.lower().startswith(f"a small {family} on 8x8 digits")
-    assert (DIGITS.name, DIGITS.title[:17]) == ("digits", "A small ConvMixer")
+    (group,) = study.groups()
+    assert group.cells == study.cells
+    assert group.title.lower().startswith(f"a small {family} on 8x8 digits")
 
 
-def test_unknown_model_is_named_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="'lenet' in digits, only convmixer, resnet, vit"):
-        STUDIES["digits"].of("lenet")
+def test_paper_study_holds_every_plotted_value_once_and_a_control_of_each_model() -> None:
+    assert len(REPORTED) == 168
+    plotted = {value.cell for value in REPORTED}
+    assert len(plotted) == 160
+    paper = STUDIES["paper"]
+    by_default = paper.chosen()
+    assert {c.dataset for c in by_default.cells} == {"cifar10", "cifar100"}
+    masked = [c for c in by_default.cells if c.strategy != "control"]
+    controls = by_default.cells[len(masked) :]
+    assert (len(masked), len(controls)) == (148, 13)
+    assert {(c.model, c.dataset) for c in controls} == {(c.model, c.dataset) for c in masked}
+    tiny = paper.chosen(datasets=["tiny-imagenet"]).cells
+    assert [c.name for c in tiny if c in plotted][:2] == ["dense", "prune_random_90"]
+    assert len(tiny) == 13
+    assert {*paper.cells} - plotted == {*controls, tiny[-1]}
+
+
+def test_capacity_and_compression_are_those_of_the_paper() -> None:
+    capacity = [value for value in REPORTED if value.figure == "capacity"]
+    models = {v.cell.model.label for v in capacity}
+    assert models == {
+        f"{m}-d{d}-w{w}" for m in ("convmixer", "vit") for d in (6, 8) for w in (256, 512)
+    }
+    compression = [value for value in REPORTED if value.figure == "compression"]
+    assert (len(capacity), len(compression)) == (72, 96)
+    for value in compression:
+        cell = value.cell
+        if cell.strategy in PRUNED:
+            assert cell.density is not None
+            assert value.compression == pytest.approx(100 * (1 - cell.density))
+        elif cell.masking:
+            with torch.device("meta"):
+                shapes = pemn.maskable_shapes(make_model(cell, 0))
+            saved = 100 * pemn.storage(shapes, cell.masking).paper
+            # the paper plots the compression of CIFAR-10's model for every dataset
+            assert value.compression == pytest.approx(saved, abs=0.5), cell
+
+
+def test_canary_is_the_first_cell_and_the_published_command() -> None:
+    assert STUDIES["paper"].chosen().cells[0] == CANARY
+    (reported,) = {v.accuracy for v in REPORTED if v.cell == CANARY}
+    assert reported == 88.51
+    assert CANARY_BAND[0] < reported < CANARY_BAND[1]
+    assert (CANARY.model, CANARY.ratio) == (ConvMixer(6, 256, patch=2, kernel=5), 1e-3)
+    recipe = CANARY.recipe
+    assert (recipe.epochs, recipe.batch, recipe.learning_rate) == (100, 512, 0.05)
+
+
+def test_no_recipe_changes_without_a_new_version() -> None:
+    """Rows that were measured belong to these cells: who changes a recipe raises its version."""
+    pinned = {
+        "digits": "f6f24523f521",
+        "cifar10-small": "3888fe043463",
+        "paper": "7193ee2cb249",
+    }
+    ids = {
+        name: hashlib.sha256(" ".join(c.id for c in study.cells).encode()).hexdigest()[:12]
+        for name, study in STUDIES.items()
+    }
+    assert ids == pinned
 
 
 PAPER = [
@@ -78,7 +136,7 @@ def test_cells_of_the_paper_have_its_weights(
     with torch.device("meta"):
         shapes = pemn.maskable_shapes(make_model(paper, seed=0))
     assert sum(shape.numel() for shape in shapes.values()) == weights
-    assert pemn.storage(shapes, paper.masking).unique == largest
+    assert pemn.storage(shapes, pemn.mp).unique == largest
 
 
 def test_id_follows_every_part_of_the_configuration() -> None:
@@ -114,8 +172,8 @@ def test_id_does_not_follow_where_the_recipe_is_from() -> None:
 
 
 def test_id_is_the_same_in_another_process() -> None:
-    code = """from reproduce.cells import STUDIES
-print(*[c.id for c in STUDIES["digits"].of().cells])"""
+    code = """from reproduce.studies import CANARY, CANARY_BAND, REPORTED, STUDIES
+print(*[c.id for c in STUDIES["digits"].chosen().cells])"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [c.id for c in DIGITS.cells]
 
@@ -130,14 +188,14 @@ def test_shortened_study_has_ids_of_its_own() -> None:
 
 
 def test_filter_takes_names_and_the_rp_family() -> None:
-    assert [c.name for c in DIGITS.only(["rp", "dense"]).cells] == [
+    assert [c.name for c in DIGITS.chosen(strategies=["rp", "dense"]).cells] == [
         *("dense", "rp_1e-1", "rp_1e-2", "rp_1e-3", "rp_1e-4")
     ]
 
 
 def test_unknown_strategy_is_named_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"'rp_1e-9' here, only dense, mask, .*control"):
-        DIGITS.only(["dense", "rp_1e-9"])
+        DIGITS.chosen(strategies=["dense", "rp_1e-9"])
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,9 @@ def test_images_are_put_in_channels_last_order_with_their_labels() -> None:
 
 def test_global_stream_is_lent_and_given_back() -> None:
     before = torch.get_rng_state()
-    with open_device("cpu").drawing_from(torch.Generator().manual_seed(3)):
+    device = open_device("cpu")
+    with device.own_stream():
+        device.draw_from(torch.Generator().manual_seed(3))
         drawn = torch.rand(5)
     assert torch.equal(drawn, torch.rand(5, generator=torch.Generator().manual_seed(3)))
     assert torch.equal(torch.get_rng_state(), before)

@@ -15,11 +15,12 @@ import pemn_ref as pemn
 from pemn_ref.file import inspect, load, save
 from reproduce import files
 from reproduce.__main__ import main
-from reproduce.cells import STUDIES, Cell
+from reproduce.cells import Cell
 from reproduce.networks import make_model
+from reproduce.studies import STUDIES
 
-NAMES = [cell.name for cell in STUDIES["digits"].of("vit").cells]
-VIT = STUDIES["digits"].of("vit").shortened(1)
+NAMES = [cell.name for cell in STUDIES["digits"].chosen(models=["vit"]).cells]
+VIT = STUDIES["digits"].chosen(models=["vit"]).shortened(1)
 CELLS = dict(zip(NAMES, VIT.cells, strict=True))
 
 Command = Callable[..., tuple[int, str, str]]
@@ -50,7 +51,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 
 def row_of(out: Path, cell: Cell) -> dict[str, Any]:
-    lines = (out / "digits-vit.jsonl").read_text().splitlines()
+    lines = (out / "digits.jsonl").read_text().splitlines()
     (row,) = (row for row in map(json.loads, lines) if row["cell"] == cell.id)
     return dict(row)
 
@@ -255,7 +256,7 @@ def test_file_of_another_network_is_refused(out: Path, tmp_path: Path, command: 
 def test_missing_images_are_one_line_and_exit_code_2(
     out: Path, tmp_path: Path, command: Command
 ) -> None:
-    cell = STUDIES["cifar10-small"].of().only(["mp"]).cells[0]
+    cell = STUDIES["cifar10-small"].chosen().chosen(strategies=["mp"]).cells[0]
     model = make_model(cell, 0)
     state = pemn.init(model, pemn.mp, seed=0)
     file = tmp_path / "cifar"

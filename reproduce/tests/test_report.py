@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from reproduce.cells import STUDIES, Study
+from reproduce.cells import Study
 from reproduce.report import draw_figure, make_table, summarise
 from reproduce.rows import Row
+from reproduce.studies import STUDIES
 
-DIGITS = STUDIES["digits"].of()
+DIGITS = STUDIES["digits"].chosen()
 
 
 def rows_of(study: Study, accuracies: list[float]) -> list[Row]:
@@ -32,7 +33,7 @@ def rows_of(study: Study, accuracies: list[float]) -> list[Row]:
 
 
 def test_summary_counts_only_rows_of_the_study() -> None:
-    study = DIGITS.only(["mp", "rp_1e-1"])
+    study = DIGITS.chosen(strategies=["mp", "rp_1e-1"])
     rows = rows_of(DIGITS, [0.9]) + rows_of(DIGITS.shortened(1), [0.1])
     assert [(s.name, s.last) for s in summarise(study, rows)] == [("mp", [90]), ("rp_1e-1", [90])]
 
@@ -51,7 +52,7 @@ def test_table_line_holds_the_numbers_and_fits_80_columns() -> None:
 
 
 def test_rows_from_before_there_were_files_have_no_bytes() -> None:
-    study = DIGITS.only(["mp"])
+    study = DIGITS.chosen(strategies=["mp"])
     rows = rows_of(study, [0.5, 0.6])
     for row in rows:
         del row["bytes"]
@@ -64,7 +65,7 @@ def test_rows_from_before_there_were_files_have_no_bytes() -> None:
 
 def test_one_seed_has_no_standard_error() -> None:
     console = Console(width=80)
-    study = DIGITS.only(["mp"])
+    study = DIGITS.chosen(strategies=["mp"])
     with console.capture() as capture:
         console.print(make_table(study, rows_of(study, [0.5])))
     words = next(line.split() for line in capture.get().splitlines() if line.startswith(" mp"))
@@ -73,7 +74,7 @@ def test_one_seed_has_no_standard_error() -> None:
 
 @pytest.mark.parametrize("names", [["dense"], ["rp_1e-4"], [c.name for c in DIGITS.cells]])
 def test_figure_is_drawn_of_whatever_was_asked_for(tmp_path: Path, names: list[str]) -> None:
-    study = DIGITS.only(names)
+    study = DIGITS.chosen(strategies=names)
     png, svg = draw_figure(study, rows_of(study, [0.9, 0.92]), tmp_path / "digits")
     assert png.read_bytes().startswith(b"\x89PNG")
     text = svg.read_text()

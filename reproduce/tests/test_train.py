@@ -11,13 +11,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pemn_ref as pemn
-from reproduce.cells import STUDIES, Cell, ConvMixer, ResNet, ViT
+from reproduce.cells import PRUNED, Cell, ConvMixer, ResNet, ViT
 from reproduce.data.augment import make_transform
 from reproduce.data.batches import Batch, TrainingBatches, evaluation_batches
 from reproduce.data.datasets import DATASETS, load
 from reproduce.device import open_device
 from reproduce.networks import Network, make_model, make_network
 from reproduce.recipes import CONVMIXER, RESNET, VIT, Recipe
+from reproduce.studies import STUDIES
 from reproduce.train import Epoch, accuracy, make_optimizer, rate, train
 
 DEVICE = open_device("cpu")
@@ -36,6 +37,10 @@ def tiny(recipe: Recipe) -> Recipe:
 CELLS = [
     replace(cell, model=SIZES[cell.model.family], recipe=tiny(cell.recipe))
     for cell in STUDIES["digits"].cells
+]
+CELLS += [
+    replace(CELLS[0], strategy=strategy, density=0.1)
+    for strategy in ("prune_random", "prune_minimum")
 ]
 CONVMIXERS = [cell for cell in CELLS if cell.model.family == "convmixer"]
 OTHERS = [cell for cell in CELLS if cell.model.family != "convmixer"]
@@ -98,7 +103,7 @@ def test_every_trained_tensor_moves_and_nothing_else_does(cell: Cell) -> None:
 
 
 @of_all(CELLS)
-def test_scores_and_rest_are_trained_of_a_masked_network_all_of_a_dense_one(cell: Cell) -> None:
+def test_scores_and_rest_are_trained_of_a_masked_network_weights_of_others(cell: Cell) -> None:
     tensors = make(cell, seed=0).trained
     model = make_model(cell, seed=0)
     shapes = pemn.maskable_shapes(model)
@@ -107,7 +112,9 @@ def test_scores_and_rest_are_trained_of_a_masked_network_all_of_a_dense_one(cell
         expected: list[Tensor] = list(parameters.values())
     else:
         expected = [p for name, p in parameters.items() if name not in shapes]
-        if cell.name != "control":
+        if cell.strategy in PRUNED:
+            expected += [parameters[name] for name in shapes]
+        elif cell.name != "control":
             expected += pemn.init_scores(shapes, seed=0).values()
     assert len(tensors) == len(expected)
     assert all(torch.equal(a, b) for a, b in zip(tensors, expected, strict=True))
@@ -185,7 +192,7 @@ def test_training_is_the_same_for_any_number_of_workers(family: str) -> None:
 
 
 def test_learned_masks_learn() -> None:
-    cell = STUDIES["digits"].of().only(["rp_1e-1"]).cells[0]
+    cell = STUDIES["digits"].chosen(strategies=["rp_1e-1"]).cells[0]
     recipe = replace(tiny(CONVMIXER), epochs=10, batch=10)
     images, held_out = few_digits()
     network = make(cell, seed=0)
@@ -304,7 +311,25 @@ def test_non_finite_loss_is_said() -> None:
         run(make(CELLS[0], seed=0), CELLS[0].recipe, seed=0, images=images)
 
 
-@of_all(CONVMIXERS)
+@of_all([cell for cell in CONVMIXERS if cell.strategy in PRUNED])
+def test_pruned_weights_are_the_largest_of_a_dense_network_or_any(cell: Cell) -> None:
+    network, _ = trained(cell, seed=0)
+    state = network.state
+    assert state is not None
+    model = make_model(cell, seed=0)
+    before = {name: model.get_parameter(name).detach() for name in state.weights}
+    after = pemn.apply_mask(state.weights, state.scores, density=0.1)
+    for name, weight in before.items():
+        kept = after[name] != 0
+        assert int(kept.sum()) == pemn.kept(weight.numel(), 0.1)
+        assert not torch.equal(after[name][kept], weight[kept])
+        smallest, largest = weight[kept].abs().min(), weight[~kept].abs().max()
+        assert (smallest >= largest) == (cell.strategy == "prune_minimum")
+    assert network.storage.unique == sum(pemn.kept(w.numel(), 0.1) for w in before.values())
+    assert network.storage.paper == pytest.approx(1 - 1 / 32 - 0.1, abs=0.01)
+
+
+@of_all([cell for cell in CONVMIXERS if cell.strategy not in PRUNED])
 def test_storage_is_counted_over_the_real_tensors(cell: Cell) -> None:
     size = make(cell, seed=0).storage
     model = make_model(cell, seed=0)

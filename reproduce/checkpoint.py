@@ -1,0 +1,115 @@
+"""Training that stops at any moment and goes on from there: when to stop, and what is kept."""
+
+import io
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pemn_ref.file import write
+
+OUT_OF_TIME = 4
+"""Exit code after a time limit. (After a signal it is 128 and the number of the signal.)"""
+
+
+class CheckpointError(Exception):
+    """A checkpoint that cannot be gone on from: one line that says what to do."""
+
+
+class Stopped(Exception):  # noqa: N818  it is no error
+    """Training was asked to stop, and its checkpoint is written. ``code`` is the exit code."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+@dataclass
+class Stop:
+    """Whether to stop: no sooner than the next step, so that nothing is half done."""
+
+    deadline: float = float("inf")
+    """By ``time.monotonic``."""
+    code: int | None = None
+
+    @property
+    def asked(self) -> bool:
+        """Whether there is a ``code``."""
+        if self.code is None and time.monotonic() > self.deadline:
+            self.code = OUT_OF_TIME
+        return self.code is not None
+
+
+@contextmanager
+def stopping(minutes: float | None = None) -> Iterator[Stop]:
+    """SIGINT and SIGTERM ask to stop, and so does a time limit; a second signal does not ask."""
+    stop = Stop() if minutes is None else Stop(time.monotonic() + 60 * minutes)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def ask(number: int, _: object) -> None:
+        stop.code = 128 + number
+        restore()
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield stop
+    finally:
+        restore()
+
+
+@dataclass
+class Checkpoint:
+    """What one run needs in order to go on, in one file that is whole at every moment."""
+
+    path: Path
+    every: float
+    """Seconds from one to the next."""
+    stop: Stop
+    _last: float = field(default_factory=time.monotonic)
+
+    def read(self) -> dict[str, Any] | None:
+        """What was written last, on the CPU; None where nothing was.
+
+        Raises:
+            CheckpointError: if it is damaged.
+            OSError: if it cannot be read.
+        """
+        try:
+            content: dict[str, Any] = torch.load(self.path, "cpu", weights_only=True)
+        except FileNotFoundError:
+            return None
+        except OSError:
+            raise
+        except Exception as error:  # no closed list: zip, pickle, and what they run into
+            raise CheckpointError(
+                f"{self.path} is damaged ({error}): remove it, and the run starts anew"
+            ) from error
+        return content
+
+    def after_step(self, content: Callable[[], dict[str, Any]]) -> None:
+        """Write ``content`` where it is time.
+
+        Raises:
+            Stopped: if asked to stop; then ``content`` is written.
+            OSError: if it cannot be written; then the one before is still there.
+        """
+        asked = self.stop.asked
+        if not asked and time.monotonic() - self._last < self.every:
+            return
+        buffer = io.BytesIO()
+        torch.save(content(), buffer)
+        write(self.path, buffer.getvalue())
+        self._last = time.monotonic()
+        if asked:
+            assert self.stop.code is not None
+            raise Stopped(self.stop.code)

@@ -1,0 +1,81 @@
+"""The folder of a study's runs: what is done, what is under way, and by which process.
+
+OUT/STUDY.jsonl            rows, or in the folder of a ledger
+OUT/files/RUN.safetensors  networks
+OUT/checkpoints/RUN.pt     where a run goes on that has no row yet
+OUT/locks/RUN.lock         held while a process trains the run, and no longer than it lives
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from reproduce.checkpoint import Checkpoint, Stop
+from reproduce.files import run_file
+from reproduce.rows import Row, append_row, read_rows
+
+
+class RunStore:
+    """Rows, files, checkpoints and locks. Any number of processes may use one folder.
+
+    Raises:
+        OSError: if the folder cannot be written.
+    """
+
+    def __init__(
+        self, out: Path, study: str, say: Callable[[str], None], ledger: Path | None = None
+    ) -> None:
+        self.out, self._say = out, say
+        self.path = (ledger or out) / f"{study}.jsonl"
+        for folder in (self.path.parent, out / "locks", out / "checkpoints"):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(out / "locks" / f"{study}.lock")
+
+    def rows(self) -> dict[str, Row]:
+        """The rows by run.
+
+        Raises:
+            DamagedRowsError, OSError: as ``read_rows``.
+        """
+        with self._lock:  # a line that another process writes at the moment is not torn
+            return {row["run"]: row for row in read_rows(self.path, self._say)}
+
+    def finish(self, row: Row) -> None:
+        """Keep the row, then drop the checkpoint.
+
+        Raises:
+            ValueError, OSError: as ``append_row``.
+        """
+        with self._lock:
+            append_row(self.path, row)
+        self._checkpoint(row["run"]).unlink(missing_ok=True)
+
+    @contextmanager
+    def claim(self, run: str) -> Iterator[bool]:
+        """Whether the run is ours to train: it has no row and no other process trains it."""
+        try:
+            with FileLock(self.out / "locks" / f"{run}.lock", timeout=0):
+                # Of a process that was killed as it wrote.
+                for folder in (self._checkpoint(run).parent, self.file(run).parent):
+                    for part in folder.glob(f"{run}.*.part"):
+                        part.unlink()
+                yield run not in self.rows()
+        except Timeout:
+            yield False
+
+    def checkpoint(self, run: str, every: float, stop: Stop) -> Checkpoint:
+        """For a run that is claimed."""
+        return Checkpoint(self._checkpoint(run), every, stop)
+
+    def started(self, run: str) -> bool:
+        """Whether there is a checkpoint."""
+        return self._checkpoint(run).exists()
+
+    def file(self, run: str) -> Path:
+        """Where the network of a run lies."""
+        return run_file(self.out, run)
+
+    def _checkpoint(self, run: str) -> Path:
+        return self.out / "checkpoints" / f"{run}.pt"
