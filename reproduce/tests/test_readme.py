@@ -8,19 +8,26 @@ import pytest
 import torch
 
 import pemn_ref as pemn
+from reproduce import networks
+from reproduce.data.batches import TrainingBatches, evaluation_batches
+from reproduce.data.datasets import load
+from reproduce.device import open_device
 from reproduce.drawing import draw_algorithm
 from reproduce.models.convmixer import ConvMixer
+from reproduce.train import train
+from spec_tests import clauses, gallery
 
 README = Path(__file__).parents[2] / "README.md"
+CONTRIBUTING = README.with_name("CONTRIBUTING.md")
 pytestmark = pytest.mark.skipif(not README.exists(), reason="installed without the README")
 
 
-def python_blocks() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+def python_blocks(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
 
 
 def test_example_trains_and_materialises() -> None:
-    (example,) = python_blocks()
+    (example,) = python_blocks(README)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(4, 3, 32, 32, generator=generator)
     names: dict[str, Any] = {"batches": [(images, torch.tensor([0, 1, 2, 3]))] * 2}
@@ -43,6 +50,48 @@ def test_table_of_strategies() -> None:
         cost = pemn.storage(shapes, eval(strategy))
         assert int(unique.replace(",", "")) == cost.unique
         assert abs(float(percent) - 100 * cost.paper) <= 0.0051
+
+
+def test_examples_of_the_contributing_page_work(
+    monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config
+) -> None:
+    pytestconfig.addinivalue_line("markers", "clause(identifier): as spec_tests has it")
+    monkeypatch.setattr(networks, "_FAMILIES", dict(networks._FAMILIES))
+    monkeypatch.setattr(clauses, "CLAUSES", dict(clauses.CLAUSES))
+    monkeypatch.setattr(gallery, "GALLERY", list(gallery.GALLERY))
+    names: dict[str, Any] = {}
+    for block in python_blocks(CONTRIBUTING):
+        exec(block, names)
+    # the strategy fills each kind from a prototype of its own
+    weights = [weight.flatten() for weight in names["state"].weights.values()]
+    for weight, length in zip(weights, (22, 289), strict=True):
+        assert torch.equal(weight[:-length], weight[length:])
+    assert not torch.equal(weights[0][:22], weights[1][:22])
+    # the model trains in the cell
+    device = open_device("cpu")
+    network = networks.make_network(names["cell"], 0, device.torch)
+    images, test_images = load("digits")
+    recipe = names["recipe"]
+    batches = TrainingBatches(images, None, seed=0, batch=recipe.batch, workers=0)
+    held_out = list(evaluation_batches(test_images, None, batch=500, workers=0))
+    history = train(
+        network, batches, held_out, recipe, seed=0, device=device, on_epoch=lambda _: None
+    )
+    assert history[-1].loss < history[0].loss
+    # the clause holds, and the mistake turns it red
+    new = clauses.CLAUSES["P99"]
+    made = gallery.GALLERY[-1]
+    assert gallery.failure(new, pemn) is None
+    assert isinstance(gallery.failure(new, made.build()), AssertionError)
+
+
+def test_map_of_the_code_names_every_module_there_is() -> None:
+    (map_,) = re.findall(r"```text\n(.*?)```", CONTRIBUTING.read_text(), flags=re.DOTALL)
+    for package in ("pemn_ref", "spec_tests", "reproduce"):
+        part = map_[map_.index(f"{package}/") :]
+        for module in (README.parent / package).glob("*.py"):
+            if not re.fullmatch(r"__init__|__main__|conftest|test_\w+", module.stem):
+                assert module.name in part, module
 
 
 def test_drawing_shows_all_four_steps(tmp_path: Path) -> None:
