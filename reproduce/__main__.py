@@ -217,7 +217,7 @@ def _chosen(
         raise typer.BadParameter(
             f"no study {name!r}, only {', '.join(STUDIES)}", param_hint="--study"
         )
-    with _naming("--only, --model, --dataset, --strategy"):
+    with _naming(None):
         return STUDIES[name].chosen(
             models=models or (),
             strategies=strategies or (),
@@ -263,8 +263,8 @@ def _refusing_files() -> Iterator[None]:
 
 
 @contextmanager
-def _naming(option: str) -> Iterator[None]:
-    """A value that is refused inside is a usage error of ``option``."""
+def _naming(option: str | None) -> Iterator[None]:
+    """A value that is refused inside is a usage error, of ``option`` if not several."""
     try:
         yield
     except ValueError as error:

@@ -194,9 +194,8 @@ class Study:
             known = dict.fromkeys(name for cell in cells for name in named(cell))
             for value in wanted:
                 if value not in known:
-                    raise ValueError(
-                        f"no {what} {value!r} here, only {', '.join(known) or 'none at all'}"
-                    )
+                    there = "plan lists them" if wanted is ids else f"only {', '.join(known)}"
+                    raise ValueError(f"no {what} {value!r} here, {there}")
             cells = tuple(c for c in cells if not wanted or {*named(c)} & {*wanted})
         return replace(self, cells=cells)
 
