@@ -10,7 +10,15 @@ from pemn_ref.prototype import Shapes, Strategy, prototype_groups
 
 
 class Storage(NamedTuple):
-    """Sizes of a masked network. Compressions are fractions of the dense size that is saved."""
+    """Sizes of a masked network (paper, section 4; the whole model is our addition).
+
+    Compressions are fractions of the dense size that is saved.
+
+    >>> from pemn_ref import mp
+    >>> cost = storage({"fc.weight": (10, 64)}, mp)
+    >>> cost.weights, cost.unique, cost.bits == 640 + 32 * 640, cost.dense_bits == 32 * 640
+    (640, 640, True, True)
+    """
 
     weights: int
     """N: maskable weights, one mask bit each."""
@@ -33,7 +41,7 @@ def storage(shapes: Shapes, strategy: Strategy, others: Iterable[Tensor] = ()) -
     persistent buffers. The paper leaves them out of both sides.
 
     Raises:
-        ValueError: if ``shapes`` is empty or a weight has no elements.
+        ValueError: if ``shapes`` is empty, a weight has no elements or ``strategy`` is none.
 
     >>> from pemn_ref import rp
     >>> storage({"a": (64, 64, 3, 3), "fc": (10, 64)}, rp(1e-2))[:3]

@@ -43,11 +43,28 @@ ORDER = [*DTYPES.values()]
 
 
 class FileError(ValueError):
-    """A file that is no compressed model, is damaged, or belongs to another model."""
+    """A file that is no compressed model, is damaged, or belongs to another model (our format).
+
+    >>> inspect(__file__)
+    Traceback (most recent call last):
+    pemn_ref.file.FileError: ...file.py: the header would end at byte ... of ...
+    """
 
 
 class Info(NamedTuple):
-    """What a file says of itself. Its tensors are on the device ``meta``: they have no values."""
+    """What a file says of itself (our format), as :func:`inspect` and :func:`load` return it.
+
+    Its tensors are on the device ``meta``: they have shapes and dtypes, those of the file, and no
+    values.
+
+    >>> import tempfile
+    >>> from pemn_ref import init, rp
+    >>> path, model = Path(tempfile.mkdtemp()) / "linear.safetensors", nn.Linear(64, 10)
+    >>> save(path, model, init(model, rp(0.1), seed=0), rp(0.1), density=0.5, tag="seed 0")
+    >>> info = inspect(path)
+    >>> info.density, info.tag, info.shapes, info.prototype["all"].shape
+    (0.5, 'seed 0', {'weight': torch.Size([10, 64])}, torch.Size([65]))
+    """
 
     strategy: Strategy
     density: float
@@ -128,20 +145,27 @@ def save(
 
 
 def inspect(path: str | os.PathLike[str]) -> Info:
-    """What the header says. Nothing else is read, so the checksum is not verified.
+    """What the header says (our format). Nothing else is read, so the checksum is not verified.
 
     ``storage(info.shapes, info.strategy, [*info.rest.values(), *info.buffers.values()])`` is the
     cost of the model by every accounting.
 
     Raises:
         FileError: if the header is not that of a compressed model, or of a file of this length.
+
+    >>> import tempfile
+    >>> from pemn_ref import init, rp
+    >>> path, model = Path(tempfile.mkdtemp()) / "linear.safetensors", nn.Linear(64, 10)
+    >>> save(path, model, init(model, rp(0.1), seed=0), rp(0.1), density=0.5, tag="seed 0")
+    >>> inspect(path).strategy
+    Strategy(name='rp', ratio=0.1)
     """
     with _errors_of(path), Path(path).open("rb") as file:
         return _info(file)
 
 
 def load(path: str | os.PathLike[str], model: nn.Module) -> tuple[State, Info]:
-    """The masked network for ``model``, and what the file says of it.
+    """The masked network for ``model``, and what the file says of it (our format).
 
     The state is one as ``init`` gives it, in the dtype, device and memory format of the model; its
     scores are the masks as 0 and 1, which ``score_mask`` maps onto themselves. Non-persistent
@@ -150,6 +174,14 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> tuple[State, Info]:
     Raises:
         FileError: if the file is not whole and valid, or is of another model: the first name or
             shape that differs is in the message.
+
+    >>> import tempfile
+    >>> from pemn_ref import init, rp
+    >>> path, model = Path(tempfile.mkdtemp()) / "linear.safetensors", nn.Linear(64, 10)
+    >>> save(path, model, init(model, rp(0.1), seed=0), rp(0.1), density=0.5, tag="seed 0")
+    >>> state, info = load(path, model)
+    >>> state.scores["weight"].unique(), info.density
+    (tensor([0., 1.], grad_fn=...), 0.5)
     """
     own = dict(model.named_parameters())
     buffers = dict(model.named_buffers())
@@ -180,13 +212,21 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> tuple[State, Info]:
 
 
 def load_dense(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The dense ``state_dict`` from the file alone: bit for bit what ``materialize`` gives.
+    """The dense ``state_dict`` from the file alone (our format), as ``materialize`` gives it.
 
-    On the CPU, in the dtypes of the file; a tied tensor is there under each of its names, as a copy
-    that safetensors can store. Extra state of a module is not a tensor and not in the file.
+    Bit for bit, on the CPU, in the dtypes of the file; a tied tensor is there under each of its
+    names, as a copy that safetensors can store. Extra state of a module is not a tensor and not in
+    the file.
 
     Raises:
         FileError: if the file is not whole and valid.
+
+    >>> import tempfile
+    >>> from pemn_ref import init, rp
+    >>> path, model = Path(tempfile.mkdtemp()) / "linear.safetensors", nn.Linear(64, 10)
+    >>> save(path, model, init(model, rp(0.1), seed=0), rp(0.1), density=0.5, tag="seed 0")
+    >>> {name: tensor.count_nonzero() for name, tensor in load_dense(path).items()}
+    {'weight': tensor(320), 'bias': tensor(10)}
     """
     with _errors_of(path):
         info, tensors = _content(path)
@@ -213,7 +253,7 @@ SPREAD = ((torch.arange(256)[:, None] >> torch.arange(8)) % 2 == 1).view(torch.i
 
 
 def pack(mask: Tensor) -> Tensor:
-    """Eight values a byte: uint8 of shape ``(n,)`` from bools of shape ``(8 n,)``.
+    """Eight values a byte (our format): uint8 of shape ``(n,)`` from bools of shape ``(8 n,)``.
 
     Value i is bit ``i mod 8``, the least significant being bit 0, of byte ``i // 8``.
 
@@ -224,7 +264,7 @@ def pack(mask: Tensor) -> Tensor:
 
 
 def unpack(packed: Tensor) -> Tensor:
-    """The bits of every byte: bools of shape ``(8 n,)`` from uint8 of shape ``(n,)``.
+    """The bits of every byte (our format): bools of shape ``(8 n,)`` from uint8 of shape ``(n,)``.
 
     >>> unpack(torch.tensor([5], dtype=torch.uint8)).int()
     tensor([1, 0, 1, 0, 0, 0, 0, 0], dtype=torch.int32)
@@ -415,7 +455,20 @@ def _errors_of(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def write(path: str | os.PathLike[str], *pieces: bytes | bytearray) -> None:
-    """Write beside and rename: at every moment there is the old file or the whole new one."""
+    """Write beside and rename: at every moment there is the old file or the whole new one.
+
+    The pieces, bytes, are written one after the other. Ours, and used wherever a file is written.
+
+    Raises:
+        OSError: if the file cannot be written; an old one stays as it is.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "note"
+    >>> write(path, b"old")
+    >>> write(path, b"whole ", b"and new")
+    >>> path.read_bytes()
+    b'whole and new'
+    """
     target = Path(path).resolve()
     beside = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
     try:

@@ -16,7 +16,8 @@ def maskable_shapes(model: nn.Module) -> dict[str, torch.Size]:
 
     Maskable are the ``weight`` of every convolution (any dimension, grouped, transposed) and
     ``nn.Linear``, the classifier included, and the input projections of ``nn.MultiheadAttention``.
-    A tied weight appears once, and is maskable if any of its users is. All else is *rest*.
+    A tied weight appears once, and is maskable if any of its users is. All else is *rest* (released
+    code, made for any model).
 
     Raises:
         ValueError: if such a weight is not a plain parameter of real floating dtype: lazy,

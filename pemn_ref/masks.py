@@ -35,7 +35,8 @@ def init_scores(shapes: Shapes, *, seed: int) -> dict[str, Tensor]:
 def kept(numel: int, density: float) -> int:
     """Weights kept of a layer: ``max(1, ceil(density * numel))``, density rounded to 12 decimals.
 
-    In integers, so that no count is lost to floating point, and so that it compiles.
+    In integers, so that no count is lost to floating point (the released code loses some), and so
+    that it compiles.
 
     Raises:
         ValueError: if ``numel`` is not positive or ``density`` lies outside (0, 1].
@@ -82,7 +83,9 @@ def score_mask(scores: Tensor, *, density: float) -> Tensor:
 def apply_mask(
     weights: Mapping[str, Tensor], scores: Mapping[str, Tensor], *, density: float
 ) -> dict[str, Tensor]:
-    """Weights times masks, layer by layer: name -> masked weight of the same shape and dtype.
+    """Weights times masks, layer by layer (paper, section 3).
+
+    Returns name -> masked weight, of the shape, dtype and device of the weight.
 
     Gradients: straight-through to the scores, and to the weights where they want one (the filled
     ones do not).

@@ -26,8 +26,8 @@ class Strategy:
     Raises:
         ValueError: for an unknown name, a ratio outside (0, 1], or a ratio on anything but ``rp``.
 
-    >>> mp.group("conv.weight", (8, 3, 5, 5)), one_layer.group("conv.weight", (8, 3, 5, 5))
-    ('all', '8x3x5x5')
+    >>> [s.group("conv.weight", (8, 3, 5, 5)) for s in (mask, one_layer, mp, rp(0.1))]
+    ['conv.weight', '8x3x5x5', 'all', 'all']
     """
 
     name: str
@@ -52,9 +52,12 @@ class Strategy:
 mask = Strategy("mask")
 """Every weight has a random value of its own: edge-popup, the baseline of the paper."""
 one_layer = Strategy("one_layer")
-"""One prototype per weight shape: layers of equal shape hold equal values."""
+"""One prototype per weight shape: layers of equal shape hold equal values (paper, section 3)."""
 mp = Strategy("mp")
-"""Max-layer padding: one vector, as long as the largest weight; the others take its beginning."""
+"""Max-layer padding (paper, section 3): one vector, as long as the largest weight.
+
+The others take its beginning.
+"""
 
 
 def rp(ratio: float) -> Strategy:
@@ -62,6 +65,10 @@ def rp(ratio: float) -> Strategy:
 
     Raises:
         ValueError: if ``ratio`` lies outside (0, 1].
+
+    >>> shapes = {"conv.weight": (8, 3, 5, 5), "fc.weight": (10, 8)}
+    >>> len(make_prototype(shapes, rp(0.1), seed=0)["all"])
+    61
     """
     return Strategy("rp", ratio)
 
@@ -95,7 +102,7 @@ def prototype_groups(shapes: Shapes, strategy: Strategy) -> dict[str, Group]:
     """Group name -> length of its prototype and the giver: its largest weight, the first of equals.
 
     Raises:
-        ValueError: if ``shapes`` is empty or a weight has no elements.
+        ValueError: if ``shapes`` is empty, a weight has no elements or ``strategy`` is none.
 
     >>> prototype_groups({"a": (2, 3), "b": (10, 30)}, rp(0.1))
     {'all': Group(length=31, giver=(10, 30))}
@@ -141,7 +148,8 @@ def make_prototype(shapes: Shapes, strategy: Strategy, *, seed: int) -> dict[str
     at the same seed. The global random state is neither read nor moved.
 
     Raises:
-        ValueError: if ``shapes`` is empty, a weight has no elements or ``seed`` is not an int.
+        ValueError: if ``shapes`` is empty, a weight has no elements, ``strategy`` is none or
+            ``seed`` is not an int.
 
     >>> shapes = {"conv.weight": (8, 3, 5, 5), "fc.weight": (10, 8)}
     >>> {group: len(values) for group, values in make_prototype(shapes, mp, seed=0).items()}

@@ -13,10 +13,16 @@ from pemn_ref.prototype import Strategy, make_prototype
 
 
 class State(NamedTuple):
-    """The tensors of a masked network, each by the name that the model gives it.
+    """The tensors of a masked network, each by the name that the model gives it (our grouping).
 
     ``weights`` are filled from the prototype and frozen; ``scores``, one per weight, and ``rest``
     (normalisation, biases and all that is not maskable) are trained; ``buffers`` are the model's.
+    Shapes, dtypes and devices are those of the model.
+
+    >>> from pemn_ref import rp
+    >>> weights, scores, rest, buffers = init(nn.Linear(4, 2), rp(0.5), seed=0)
+    >>> weights["weight"].requires_grad, scores["weight"].requires_grad, rest["bias"].shape
+    (False, True, torch.Size([2]))
     """
 
     weights: dict[str, Tensor]
@@ -28,13 +34,15 @@ class State(NamedTuple):
 def init(model: nn.Module, strategy: Strategy, *, seed: int) -> State:
     """A masked network for ``model``: ``make_prototype``, ``fill_weights`` and ``init_scores``.
 
+    What the paper's section 3 starts from; the streams of ``seed`` are ours.
+
     Weights and scores take device, dtype and memory format of the parameter that they stand for;
     rest and buffers are copies of the model's own. All are fresh leaves, so an optimizer over them
     stays in step; move the model first, since a dict rebuilt by ``.to()`` holds other tensors.
 
     Raises:
         ValueError: if the model has nothing to mask, a maskable weight is empty or not a plain
-            parameter, or ``seed`` is not an int.
+            parameter, ``strategy`` is none, or ``seed`` is not an int.
 
     >>> from pemn_ref import rp
     >>> state = init(nn.Linear(4, 2), rp(0.5), seed=0)
@@ -62,7 +70,7 @@ def init(model: nn.Module, strategy: Strategy, *, seed: int) -> State:
 
 
 def materialize(model: nn.Module, state: State, *, density: float) -> dict[str, Any]:
-    """The ordinary dense ``state_dict`` of the masked network, for ``model.load_state_dict``.
+    """The ordinary dense ``state_dict`` of a masked network, for ``model.load_state_dict`` (ours).
 
     Its keys are those of ``model.state_dict()``: a tied weight under each of its names (one
     tensor, as torch has it), non-persistent buffers under none. The tensors are copies, without
