@@ -185,17 +185,18 @@ class Study:
             ValueError: if no cell has a value that is asked for, or none has all.
         """
         cells = self.cells
-        for what, wanted, named in (
-            ("cell", ids, lambda cell: (cell.id,)),
-            ("model", models or (() if ids else self.models), _names_of_model),
-            ("dataset", datasets or (() if ids else self.datasets), lambda cell: (cell.dataset,)),
-            ("strategy", strategies, lambda cell: (cell.name, cell.strategy)),
+        for what, asked, usual, named in (
+            ("cell", ids, (), lambda cell: (cell.id,)),
+            ("model", models, self.models, _names_of_model),
+            ("dataset", datasets, self.datasets, lambda cell: (cell.dataset,)),
+            ("strategy", strategies, (), lambda cell: (cell.name, cell.strategy)),
         ):
             known = dict.fromkeys(name for cell in cells for name in named(cell))
-            for value in wanted:
+            for value in asked:
                 if value not in known:
-                    there = "plan lists them" if wanted is ids else f"only {', '.join(known)}"
+                    there = "plan lists them" if asked is ids else f"only {', '.join(known)}"
                     raise ValueError(f"no {what} {value!r} here, {there}")
+            wanted = asked or (() if ids else usual)
             cells = tuple(c for c in cells if not wanted or {*named(c)} & {*wanted})
         return replace(self, cells=cells)
 
@@ -227,9 +228,10 @@ class Study:
         return bool(recipe["version"] < versions.get(recipe["name"], 0))
 
     def shortened(self, epochs: int) -> "Study":
-        """The same cells trained for ``epochs``: other recipes, so other ids."""
+        """The same cells trained for ``epochs``: other recipes, so other ids, as the title says."""
         return replace(
             self,
+            title=f"{self.title}; shortened to {epochs} epochs",
             cells=tuple(replace(c, recipe=c.recipe.changed(epochs=epochs)) for c in self.cells),
         )
 

@@ -193,6 +193,12 @@ def test_filter_takes_names_and_the_rp_family() -> None:
     ]
 
 
+def test_family_that_the_paper_has_on_one_dataset_is_chosen_by_its_name() -> None:
+    cells = STUDIES["paper"].chosen(models=["vit"]).cells
+    assert {c.dataset for c in cells} == {"cifar10"}
+    assert len(cells) == 4 * 10
+
+
 def test_unknown_strategy_is_named_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"'rp_1e-9' here, only dense, mask, .*control"):
         DIGITS.chosen(strategies=["dense", "rp_1e-9"])
