@@ -6,11 +6,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 Row = dict[str, Any]
 
 
 class DamagedRowsError(Exception):
     """A line other than the last is no row: not the trace of a crash, so nothing is moved."""
+
+
+def lock(path: Path) -> FileLock:
+    """To be held while a file of rows is read or written that other processes write to."""
+    folder = path.parent / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / f"{path.stem}.lock")
 
 
 def append_row(path: Path, row: Row) -> None:
@@ -40,7 +49,7 @@ def read_rows(path: Path, say: Callable[[str], None]) -> list[Row]:
     with path.open("a+b") as file:
         file.seek(0)
         lines = file.read().splitlines(keepends=True)
-        rows = [_parse(line) for line in lines]
+        rows = [parse_row(line) for line in lines]
         if rows and rows[-1] is None:
             torn = lines.pop()
             rows.pop()
@@ -60,9 +69,14 @@ def read_rows(path: Path, say: Callable[[str], None]) -> list[Row]:
     return whole
 
 
-def _parse(line: bytes) -> Row | None:
+def parse_row(line: bytes) -> Row | None:
+    """The row, or None where the line is none."""
     try:
-        row = json.loads(line)
+        row = json.loads(line, parse_constant=_refuse)
     except ValueError:
         return None
     return row if isinstance(row, dict) and "run" in row else None
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON, though Python reads it")

@@ -4,6 +4,7 @@ OUT/STUDY.jsonl            rows, or in the folder of a ledger
 OUT/files/RUN.safetensors  networks
 OUT/checkpoints/RUN.pt     where a run goes on that has no row yet
 OUT/locks/RUN.lock         held while a process trains the run, and no longer than it lives
+locks/STUDY.lock           beside the rows, held while they are read or written
 """
 
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from reproduce.checkpoint import Checkpoint, Stop
 from reproduce.files import run_file
-from reproduce.rows import Row, append_row, read_rows
+from reproduce.rows import Row, append_row, lock, read_rows
 
 
 class RunStore:
@@ -31,7 +32,7 @@ class RunStore:
         self.path = (ledger or out) / f"{study}.jsonl"
         for folder in (self.path.parent, out / "locks", out / "checkpoints"):
             folder.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(out / "locks" / f"{study}.lock")
+        self._lock = lock(self.path)  # beside the rows: another folder may share their ledger
 
     def rows(self) -> dict[str, Row]:
         """The rows by run.
