@@ -19,12 +19,13 @@ from reproduce.data.batches import Batch, Images, TrainingBatches, evaluation_ba
 from reproduce.data.datasets import DATASETS, load
 from reproduce.data.root import MissingDataError
 from reproduce.device import Device
+from reproduce.figures import draw_figures
 from reproduce.files import read_network, write_network
 from reproduce.networks import make_network
-from reproduce.report import draw_figure, make_table
 from reproduce.rows import Row
 from reproduce.store import RunStore
 from reproduce.studies import CANARY, CANARY_BAND
+from reproduce.tables import show
 from reproduce.train import Epoch, accuracy, train
 
 _EVALUATION_BATCH = 500
@@ -97,11 +98,11 @@ def run_study(
     measured = [rows[run] for cell, seed in wanted if (run := cell.run_id(seed)) in rows]
     complete = [row for row in measured if "failed" not in row]
     console.print(f"rows: {store.path}")
-    for group in study.groups():
-        if mine := [row for row in complete if row["cell"] in {cell.id for cell in group.cells}]:
-            console.print(make_table(group, mine), soft_wrap=False)
-            for picture in draw_figure(group, mine, out / group.stem):
-                console.print(f"figure: {picture}")
+    trained = {row["cell"] for row in measured}
+    groups = [group for group in study.groups() if trained & {cell.id for cell in group.cells}]
+    show(console, groups, measured)
+    for picture in draw_figures(groups, measured, out):
+        console.print(f"figure: {picture}")
     return len(complete) == len(wanted)
 
 

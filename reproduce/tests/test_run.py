@@ -130,6 +130,20 @@ def test_headline_is_the_last_epoch_and_the_best_stands_beside_it(
     assert row["images_per_second"] == round(3 * 1297 / 4, 1)
 
 
+def test_run_that_fails_is_in_the_table_and_in_no_figure(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise FloatingPointError("the loss is nan")
+
+    monkeypatch.setattr("reproduce.run.train", fails)
+    code, output, errors = command("--epochs", "1", "--seeds", "1", "--strategy", "rp_1e-2")
+    assert (code, errors) == (3, "some runs failed or were skipped, as said above\n")
+    (line,) = (line for line in output.splitlines() if line.startswith(" rp_1e-2"))
+    assert line.split() == ["rp_1e-2", "0/1", "failed"]
+    assert not list(command.out.glob("*.png"))
+
+
 def test_same_command_gives_the_same_rows_times_aside(command: Command) -> None:
     runs = []
     for name in ("one", "two"):
