@@ -22,6 +22,8 @@ _UsageError: type[typer.BadParameter] = typer.BadParameter.__bases__[0]
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 bench = typer.Typer(rich_markup_mode=None, help="Ratios of times, each measured side by side.")
 app.add_typer(bench, name="bench")
+rows = typer.Typer(rich_markup_mode=None, help="The rows that are kept, one file a study.")
+app.add_typer(rows, name="ledger")
 
 _Data = Annotated[
     Path | None,
@@ -55,6 +57,11 @@ _Seeds = Annotated[
     typer.Option(min=1, help="Train each cell with the seeds 0 to N-1; else the study's N."),
 ]
 _Out = Annotated[Path, typer.Option(help="Folder of rows, networks, checkpoints and figures.")]
+_Ledger = Annotated[
+    Path,
+    typer.Option(help="Folder of the rows that are kept.", show_default="reproduce/results"),
+]
+_RESULTS = Path(__file__).with_name("results")
 _File = Annotated[Path, typer.Argument(help="A compressed network, as run writes it.")]
 _Lines = Annotated[
     Path | None, typer.Option("--out", help="Add each ratio to this file too, as a line of JSON.")
@@ -180,6 +187,58 @@ def evaluate(file: _File, data: _Data = None, device: _DeviceName = None) -> Non
     print(f"{name}: {100 * accuracy:.1f} % of {images} held-out images, exactly {accuracy}")
 
 
+@app.command()
+def table(
+    study: _StudyName = "paper",
+    all_: _All = False,
+    model: _Models = None,
+    strategy: _Strategies = None,
+    dataset: _Datasets = None,
+    only: _Ids = None,
+    ledger: _Ledger = _RESULTS,
+) -> None:
+    """Print accuracy and size of every cell, measured or not, beside what the paper reports."""
+    from rich.console import Console
+
+    from reproduce.ledger import read
+    from reproduce.tables import show
+
+    wanted = _chosen(study, all_, model, strategy, dataset, only, defaults=False)
+    show(
+        Console(markup=False, highlight=False),
+        wanted.groups(),
+        read(ledger, wanted.name, complain),
+    )
+
+
+@app.command()
+def figures(
+    ledger: _Ledger = _RESULTS,
+    out: Annotated[Path | None, typer.Option(help="Folder to draw into; else --ledger.")] = None,
+) -> None:
+    """Draw the paper's figures, ours beside them, and write README.md with all tables."""
+    from reproduce.page import PageError, write_page
+
+    try:
+        for path in write_page(ledger, out or ledger, complain):
+            print(path)
+    except PageError as error:
+        complain(f"error: {error}")
+        raise typer.Exit(2) from None
+
+
+@rows.command()
+def merge(
+    source: Annotated[Path, typer.Argument(help="A file STUDY.jsonl, or a folder of them.")],
+    ledger: _Ledger = _RESULTS,
+) -> None:
+    """Take the rows of another folder or machine. Exit code 3: not all, as is said line by line."""
+    from reproduce.ledger import merge
+
+    if not merge(source, ledger, print):
+        raise typer.Exit(3)
+
+
 @bench.command()
 def steps(
     batch: Annotated[int, typer.Option(min=1, help="Images a step.")] = 64,
@@ -209,7 +268,12 @@ def _chosen(
     strategies: Sequence[str] | None,
     datasets: Sequence[str] | None,
     ids: Sequence[str] | None,
+    *,
+    defaults: bool = True,
 ) -> "Study":
+    """The cells asked for; where no model or dataset is, those of the study or else all."""
+    from dataclasses import replace
+
     from reproduce.studies import STUDIES
 
     name = "paper" if all_ else study
@@ -217,8 +281,9 @@ def _chosen(
         raise typer.BadParameter(
             f"no study {name!r}, only {', '.join(STUDIES)}", param_hint="--study"
         )
+    wanted = STUDIES[name] if defaults else replace(STUDIES[name], models=(), datasets=())
     with _naming(None):
-        return STUDIES[name].chosen(
+        return wanted.chosen(
             models=models or (),
             strategies=strategies or (),
             datasets=datasets or (),
