@@ -1,11 +1,13 @@
 """What the README shows is what happens: its example, its table of strategies, its picture."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 
 import pemn_ref as pemn
 from reproduce import networks
@@ -52,6 +54,16 @@ def test_table_of_strategies() -> None:
         assert abs(float(percent) - 100 * cost.paper) <= 0.0051
 
 
+@pytest.fixture
+def no_deadline() -> Iterator[None]:
+    """The profile that spec_tests runs with."""
+    before = settings.get_current_profile_name()
+    settings.load_profile("ci")
+    yield
+    settings.load_profile(before)
+
+
+@pytest.mark.usefixtures("no_deadline")
 def test_examples_of_the_contributing_page_work(
     monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config
 ) -> None:
