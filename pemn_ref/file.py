@@ -120,7 +120,7 @@ def save(
     check_finite(state.scores)
     scores = (state.scores[name].detach() for name in shapes)
     masks = [score_mask(layer, density=density).flatten().bool().cpu() for layer in scores]
-    masks.append(torch.zeros(-sum(map(len, masks)) % 8, dtype=torch.bool))
+    masks.append(torch.zeros(-sum(map(len, masks)) % 8, dtype=torch.bool, device="cpu"))
     rest = {n: t.half() if half and t.is_floating_point() else t for n, t in state.rest.items()}
     tied, stored = _names(model)
     strategy, density = Strategy(strategy.name, float(strategy.ratio)), float(density)
@@ -233,13 +233,12 @@ def load_dense(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         dense = {}
         for name, mask in _masks(info, tensors):
             ((_, values),) = _prototype(info, tensors, name).items()
-            # fill_weights, times the mask, in place: that is twice as fast. Short rows are slow.
-            row = values.repeat(-(-4096 // len(values)))
-            dense[name] = mask.to(row.dtype)
-            weight = dense[name].flatten()
-            whole = len(weight) // len(row) * len(row)
-            weight[:whole].view(-1, len(row)).mul_(row)
-            weight[whole:].mul_(row[: len(weight) - whole])
+            # fill_weights, times the mask, in pieces that fit into a cache: a third of the time.
+            row = values.repeat(-(-32768 // len(values)))
+            dense[name] = torch.empty_like(mask, dtype=row.dtype)
+            pieces = (tensor.view(-1).split(len(row)) for tensor in (dense[name], mask))
+            for weight, bits in zip(*pieces, strict=True):
+                weight.copy_(bits).mul_(row[: len(bits)])
         dense |= {name: tensors[f"rest/{name}"].clone() for name in info.rest}
         dense |= {name: tensors[f"buffers/{name}"].clone() for name in info.buffers}
         return dense | {name: dense[first].clone() for name, first in info.tied.items()}
@@ -248,8 +247,9 @@ def load_dense(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 # Eight bools are eight bytes of 0 or 1. Taken as one (little-endian) integer, the product with this
 # one brings byte k to bit 56 + k; no other two of its summands meet, so that none carries.
 GATHER = sum(1 << (56 - 7 * k) for k in range(8))
-# The eight bools of every byte, as one integer.
-SPREAD = ((torch.arange(256)[:, None] >> torch.arange(8)) % 2 == 1).view(torch.int64).flatten()
+# Of every byte: its eight bools as one integer, and how many are true.
+BITS = (torch.arange(256, device="cpu")[:, None] >> torch.arange(8, device="cpu")) % 2 == 1
+SPREAD, ONES = BITS.view(torch.int64).flatten(), BITS.sum(1)
 
 
 def pack(mask: Tensor) -> Tensor:
@@ -279,17 +279,17 @@ def _prototype(info: Info, tensors: Mapping[str, Tensor], name: str) -> dict[str
 
 
 def _masks(info: Info, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Name and mask of one layer after the other, as bools."""
+    """Name and mask of one layer after the other, as uint8: bools become floats more slowly."""
     start = 0
     for name, shape in info.shapes.items():
         end = start + shape.numel()
-        bits = unpack(tensors["masks"][start // 8 : -(-end // 8)])
-        mask = bits[start % 8 :][: shape.numel()]
-        ones, number = int(mask.count_nonzero()), kept(shape.numel(), info.density)
+        packed = tensors["masks"][start // 8 : -(-end // 8)]
+        before, mask, after = unpack(packed).split([start % 8, shape.numel(), -end % 8])
+        ones = int(packed.bincount(minlength=256) @ ONES - before.sum() - after.sum())
+        number = kept(shape.numel(), info.density)
         _need(ones == number, f"the mask of {name} keeps {ones} weights, not {number}")
-        yield name, mask.reshape(shape)
+        yield name, mask.view(torch.uint8).reshape(shape)
         start = end
-    after = unpack(tensors["masks"][start // 8 :])[start % 8 :]
     _need(not after.any(), "bits are set after the last mask")
 
 
@@ -330,7 +330,8 @@ def _tensors(info: Info, masks: Tensor) -> dict[str, Tensor]:
     parts = {"prototype": info.prototype, "rest": info.rest, "buffers": info.buffers}
     tensors = {f"{part}/{n}": tensor for part in parts for n, tensor in parts[part].items()}
     for name, tensor in tensors.items():
-        _need(tensor.dtype in ORDER, f"{name} has dtype {tensor.dtype}: not one of {[*DTYPES]}")
+        if tensor.dtype not in ORDER:
+            raise ValueError(f"{name} has dtype {tensor.dtype}: not one of {[*DTYPES]}")
     tensors["masks"] = masks
     return dict(sorted(tensors.items(), key=lambda item: (ORDER.index(item[1].dtype), item[0])))
 
@@ -389,7 +390,7 @@ def _info(file: BinaryIO) -> Info:
         part, _, inner = name.partition("/")
         tensor = torch.empty(entry["shape"], dtype=DTYPES[entry["dtype"]], device="meta")
         area = math.prod(size or 1 for size in tensor.shape) * tensor.itemsize
-        _need(area < 2**63, f"{name} of {tensor.shape} is too large")  # also where it has a 0
+        _need(area < 2**63, f"{name} is too large")  # also where it has a 0
         parts[part][inner] = tensor
     info = Info(
         strategy=Strategy(said["strategy"], float(said["ratio"])),
@@ -420,9 +421,10 @@ def _content(path: str | os.PathLike[str]) -> tuple[Info, dict[str, Tensor]]:
     """All of a file, once its checksum has been found right."""
     with Path(path).open("rb") as file:
         info = _info(file)
-        data = bytearray(file.read())
+        metas = _without_values(info)
+        data = bytearray(sum(meta.nbytes for meta in metas.values()))
+        file.readinto(data)
     _need(_sha256(info, data) == info.sha256, "the checksum is another one: the file is damaged")
-    metas = _without_values(info)
     pieces = torch.frombuffer(data, dtype=torch.uint8).split([m.nbytes for m in metas.values()])
     tensors = {}
     for (name, meta), values in zip(metas.items(), pieces, strict=True):
@@ -433,7 +435,7 @@ def _content(path: str | os.PathLike[str]) -> tuple[Info, dict[str, Tensor]]:
 
 
 def _check_values(name: str, tensor: Tensor) -> None:
-    if not name.startswith("buffers/"):  # which may hold infinities: an attention mask
+    if name.startswith(("prototype/", "rest/")):  # a buffer may be infinite: an attention mask
         _need(bool(tensor.isfinite().all()), f"{name} has values that are not finite")
 
 
