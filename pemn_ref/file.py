@@ -123,7 +123,6 @@ def save(
     masks.append(torch.zeros(-sum(map(len, masks)) % 8, dtype=torch.bool, device="cpu"))
     rest = {n: t.half() if half and t.is_floating_point() else t for n, t in state.rest.items()}
     tied, stored = _names(model)
-    strategy, density = Strategy(strategy.name, float(strategy.ratio)), float(density)
     info = Info(
         strategy=strategy,
         density=density,
@@ -379,7 +378,7 @@ def _info(file: BinaryIO) -> Info:
     """What the header at the beginning of the file says, once it is the header of exactly that."""
     size = os.fstat(file.fileno()).st_size
     length = int.from_bytes(file.read(8), "little")
-    _need(8 <= 8 + length <= size, f"the header would end at byte {8 + length} of {size}")
+    _need(8 + length <= size, f"the header would end at byte {8 + length} of {size}")
     text = file.read(length)
     header = json.loads(text.decode())
     said = json.loads(header.pop("__metadata__")["pemn"])
@@ -450,7 +449,9 @@ def _errors_of(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise FileError(f"{os.fspath(path)}: {error}") from error
+        # It can hold names from the file, which must not steer a terminal, nor in a traceback.
+        said = str(error).encode("unicode_escape").decode()
+        raise FileError(f"{os.fspath(path)}: {said}") from None
     except (AttributeError, LookupError, OverflowError, RuntimeError, TypeError) as error:
         # Other JSON than that of a header, and shapes that torch does not have.
         raise FileError(f"{os.fspath(path)} is not a compressed model: {error!r}") from error

@@ -159,7 +159,7 @@ def inspect(file: _File) -> None:
 
     from reproduce.files import make_tables
 
-    console = Console(markup=False, highlight=False)
+    console = Console(markup=False, emoji=False, highlight=False)
     with _refusing_files():
         for table in make_tables(file):
             console.print(table)

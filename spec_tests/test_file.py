@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import traceback
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -517,3 +518,28 @@ def test_values_take_the_dtype_of_the_model() -> None:
     model = Small().bfloat16()
     state, _ = pemn.load(vector("valid", "rp"), model)
     assert {t.dtype for part in state[:3] for t in part.values()} == {torch.bfloat16}
+
+
+def test_default_device_has_no_part(tmp_path: Path) -> None:
+    """Neither one that is set before the import nor one that is set after it."""
+    program = (
+        "import sys, torch; torch.set_default_device('meta')\n"
+        "from pemn_ref import file, init, materialize, mp\n"
+        "with torch.device('cpu'): model = torch.nn.Linear(3, 3)\n"
+        "state = init(model, mp, seed=0); file.save(sys.argv[1], model, state, mp, density=0.5)\n"
+        "dense = materialize(model, file.load(sys.argv[1], model)[0], density=0.5)\n"
+        "assert torch.equal(file.load_dense(sys.argv[1])['weight'], dense['weight'])"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "model.safetensors")]
+    subprocess.run(command, timeout=100, check=True)
+
+
+def test_names_in_a_file_do_not_steer_a_terminal(tmp_path: Path) -> None:
+    """Those in the message of an error; nor does the traceback hold them."""
+    model, other, path = nn.Linear(3, 4), nn.Linear(3, 4), tmp_path / "model.safetensors"
+    other.register_parameter("\x1b[2J\r\u202e", nn.Parameter(torch.ones(1)))
+    pemn.save(path, other, state_of(other, pemn.mp), pemn.mp, density=0.5)
+    with pytest.raises(ValueError, match="u202e is not known there") as caught:
+        pemn.load(path, model)
+    lines = traceback.format_exception(caught.value)
+    assert all(line.isprintable() for text in lines for line in text.splitlines())

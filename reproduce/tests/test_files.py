@@ -150,6 +150,23 @@ def test_export_inspect_materialize_go_all_the_way(
     ]
 
 
+def test_text_of_a_file_is_shown_as_it_is_and_does_not_steer_the_terminal(
+    tmp_path: Path, command: Command
+) -> None:
+    file, steer = tmp_path / "file", "\x1b[2J\r\u202e:bomb:[b]"
+    model = torch.nn.ModuleDict({f"layer{steer}": torch.nn.Linear(3, 4)})
+    model.register_buffer(f"buffer{steer}", torch.ones(1))
+    state = pemn.init(model, pemn.mask, seed=0)  # its prototypes have the names of layers
+    save(file, model, state, pemn.mask, density=0.5, tag=steer)
+    code, output, errors = command("inspect", file)
+    assert (code, errors) == (0, "")
+    assert all(line.isprintable() for line in output.split("\n"))
+    safe = r"\x1b[2J\r\u202e:bomb:[b]"
+    assert f"tag: '{safe}'" in output
+    for name in (f"layer{safe}.weight", f"rest layer{safe}.bias", f"buffer buffer{safe}"):
+        assert name in output
+
+
 def is_layer(line: list[str]) -> bool:
     """Whether it has name, shape, kept and bits."""
     return len(line) == 4 and "x" in line[1] and line[2][0].isdigit()
