@@ -47,7 +47,7 @@ def kept(numel: int, density: float) -> int:
     if numel < 1:
         raise ValueError(f"numel must be at least 1, got {numel!r}")
     check_fraction("density", density)
-    return max(1, -(-round(density * 10**12) * numel // 10**12))
+    return max(1, -(-round(float(density) * 10**12) * numel // 10**12))
 
 
 def score_mask(scores: Tensor, *, density: float) -> Tensor:

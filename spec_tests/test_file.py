@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors
 import torch
@@ -518,6 +519,18 @@ def test_values_take_the_dtype_of_the_model() -> None:
     model = Small().bfloat16()
     state, _ = pemn.load(vector("valid", "rp"), model)
     assert {t.dtype for part in state[:3] for t in part.values()} == {torch.bfloat16}
+
+
+def test_density_of_numpy_is_one_density() -> None:
+    """In float32 0.1 of a million is 100,000, and what a file says of it, in float64, one more."""
+    density: Any = np.float32(0.1)
+    model = nn.Linear(1000, 1000)
+    state = pemn.init(model, pemn.mp, seed=0)
+    data = saved(model, state, pemn.mp, density=density)
+    again, info = with_file(data, lambda path: pemn.load(path, model))
+    dense = pemn.materialize(model, state, density=density)
+    assert torch.equal(dense["weight"], again.weights["weight"] * again.scores["weight"])
+    assert info.density == float(density)
 
 
 def test_default_device_has_no_part(tmp_path: Path) -> None:
