@@ -261,6 +261,34 @@ def files_(out: _Lines = None) -> None:
     _show(bench_files(), _open("cpu"), out)
 
 
+@bench.command()
+def start(
+    cell: Annotated[str, typer.Argument(help="The id of a cell of any study; plan lists them.")],
+    steps: Annotated[int, typer.Option(min=1, help="How many.")] = 200,
+    device: _DeviceName = None,
+    data: _Data = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Add the row to this file too, as a line of JSON.")
+    ] = None,
+) -> None:
+    """The loss of a cell's first steps, and what all of it would take at that pace."""
+    from reproduce.bench_start import bench_start
+    from reproduce.studies import STUDIES
+
+    found = [c for study in STUDIES.values() for c in study.cells if c.id == cell]
+    if not found:
+        raise typer.BadParameter(f"no cell {cell!r} in any study, plan lists them")
+    row = bench_start(found[0], steps, _open(device), data)
+    if out:
+        append_row(out, row)
+    losses = row["losses"]
+    print(
+        f"{found[0].model.label}, {found[0].name}: loss {losses[0]:.2f} in the first,"
+        f" {losses[-1]:.2f} in the last of {len(losses)} steps; {row['images_per_second']:,.0f}"
+        f" images/s, so {row['hours']:,.1f} hours for all of it"
+    )
+
+
 def _chosen(
     study: str,
     all_: bool,

@@ -14,6 +14,7 @@ from reproduce import bench, bench_file
 from reproduce.__main__ import main
 from reproduce.cells import Cell, ConvMixer
 from reproduce.recipes import CONVMIXER
+from reproduce.studies import STUDIES
 from reproduce.timing import compare
 
 
@@ -88,3 +89,32 @@ def test_masks_by_a_full_sort_are_those_by_topk() -> None:
         (gradient,) = torch.autograd.grad(mask.sum(), scores)
         masks.append((mask, gradient))
     assert all(map(torch.equal, *masks))
+
+
+def test_first_steps_have_the_losses_of_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (cell,) = STUDIES["digits"].chosen(strategies=["mp"]).cells
+    arguments = ["--device", "cpu", "--out", str(tmp_path / "runs"), "--strategy", "mp"]
+    monkeypatch.setattr(sys, "argv", ["reproduce", "run", "--seeds", "1", *arguments])
+    assert main() == 0
+    (row,) = (json.loads(line) for line in (tmp_path / "runs/digits.jsonl").open())
+    out = tmp_path / "rows"
+    monkeypatch.setattr(
+        sys, "argv", ["reproduce", "bench", "start", cell.id, "--steps", "45", "--out", str(out)]
+    )
+    assert main() == 0
+    (start,) = (json.loads(line) for line in out.open())
+    assert len(start["losses"]) == 45
+    last = 1297 - 20 * 64  # images in the last of 21 steps
+    for epoch in range(2):
+        losses = start["losses"][21 * epoch : 21 * (epoch + 1)]
+        mean = (64 * sum(losses[:-1]) + last * losses[-1]) / 1297
+        assert mean == pytest.approx(row["history"][epoch]["loss"], abs=1e-4)
+    assert start["images_per_second"] > 0
+    assert start["configuration"] == cell.configuration
+    assert f"{start['losses'][-1]:.2f} in the last of 45 steps" in capsys.readouterr().out
+
+    monkeypatch.setattr(sys, "argv", ["reproduce", "bench", "start", "0123"])
+    assert main() == 2
+    assert "no cell '0123'" in capsys.readouterr().err
