@@ -98,13 +98,15 @@ def test_first_steps_have_the_losses_of_a_run(
     arguments = ["--device", "cpu", "--out", str(tmp_path / "runs"), "--strategy", "mp"]
     monkeypatch.setattr(sys, "argv", ["reproduce", "run", "--seeds", "1", *arguments])
     assert main() == 0
-    (row,) = (json.loads(line) for line in (tmp_path / "runs/digits.jsonl").open())
+    (row,) = (
+        json.loads(line) for line in (tmp_path / "runs/digits.jsonl").read_text().splitlines()
+    )
     out = tmp_path / "rows"
     monkeypatch.setattr(
         sys, "argv", ["reproduce", "bench", "start", cell.id, "--steps", "45", "--out", str(out)]
     )
     assert main() == 0
-    (start,) = (json.loads(line) for line in out.open())
+    (start,) = (json.loads(line) for line in out.read_text().splitlines())
     assert len(start["losses"]) == 45
     last = 1297 - 20 * 64  # images in the last of 21 steps
     for epoch in range(2):
