@@ -12,6 +12,8 @@ from reproduce.data.root import MissingDataError
 from reproduce.rows import DamagedRowsError, append_row
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from reproduce.cells import Study
     from reproduce.device import Device
     from reproduce.timing import Ratio
@@ -56,6 +58,7 @@ _Seeds = Annotated[
     int | None,
     typer.Option(min=1, help="Train each cell with the seeds 0 to N-1; else the study's N."),
 ]
+_Ledger = Annotated[Path | None, typer.Option(help="Folder for the rows; else that of --out.")]
 _Out = Annotated[Path, typer.Option(help="Folder of rows, networks, checkpoints and figures.")]
 _Ledger = Annotated[
     Path,
@@ -92,9 +95,7 @@ def run(
     device: _DeviceName = None,
     data: _Data = None,
     out: _Out = Path("runs"),
-    ledger: Annotated[
-        Path | None, typer.Option(help="Folder for the rows; else that of --out.")
-    ] = None,
+    ledger: _Ledger = None,
 ) -> None:
     """Train the networks of a study with every strategy.
 
@@ -104,21 +105,18 @@ def run(
     runs failed or were skipped, 4 stopped by --max-minutes, 130 and 143 interrupted.
     """
     # Imported here: they load torch, for which --help should not wait, and Ctrl-C may come.
-    import torch
-
     from reproduce.checkpoint import CheckpointError, Stopped, stopping
     from reproduce.run import run_study
 
     wanted = _chosen(study, all_, model, strategy, dataset, only)
     if epochs:
         wanted = wanted.shortened(epochs)
-    opened = _open(device)
-    if wanted.threads:
-        torch.set_num_threads(wanted.threads)
+    opened = _open(device, wanted.threads)
+    chosen = range(seeds or wanted.seeds)
     try:
         with stopping(max_minutes) as stop:
             complete = run_study(
-                *(wanted, range(seeds or wanted.seeds), out, opened, data),
+                *(wanted, chosen, out, opened, data),
                 stop=stop,
                 ledger=ledger,
             )
@@ -134,6 +132,47 @@ def run(
     if not complete:
         complain("some runs failed or were skipped, as said above")
         raise typer.Exit(3)
+
+
+@app.command()
+def plan(
+    study: _StudyName = "digits",
+    all_: _All = False,
+    model: _Models = None,
+    strategy: _Strategies = None,
+    dataset: _Datasets = None,
+    only: _Ids = None,
+    seeds: _Seeds = None,
+    device: _DeviceName = None,
+    data: _Data = None,
+    out: _Out = Path("runs"),
+    ledger: _Ledger = None,
+) -> None:
+    """List what run would train, what is done, and what the rest costs on this device.
+
+    Runs that are begun or failed have a line each, and every run has one where only one model on
+    one dataset is asked for. Nothing is trained.
+    """
+    from reproduce.cost import measure
+    from reproduce.data.datasets import folder
+    from reproduce.plan import make_table, read_plan
+
+    wanted = _chosen(study, all_, model, strategy, dataset, only)
+    opened = _open(device, wanted.threads)
+    console = _console()
+    with _refusing_files():
+        found = read_plan(wanted, range(seeds or wanted.seeds), out, ledger)
+    with console.status("measuring"):
+        costs = measure(found.cells, opened)
+        table = make_table(found, costs, opened)
+    console.print(table, soft_wrap=False)
+    for run in found.runs:
+        if run.state in ("begun", "failed") or len(wanted.groups()) == 1:
+            console.print(run.line)
+    for name in dict.fromkeys(cell.dataset for cell in found.cells):
+        if (where := folder(name, data)) and not where.exists():
+            console.print(f"no {where}: if run cannot get it, it skips all runs on {name}")
+    console.print(found.estimate(costs, opened))
 
 
 @app.command()
@@ -319,6 +358,13 @@ def _chosen(
         )
 
 
+def _console() -> "Console":
+    """Prints each line whole, as it is, and at once."""
+    from rich.console import Console
+
+    return Console(markup=False, highlight=False, soft_wrap=True)
+
+
 def _show(ratios: "Iterable[Ratio]", device: "Device", out: Path | None) -> None:
     from rich.console import Console
 
@@ -335,9 +381,13 @@ def _show(ratios: "Iterable[Ratio]", device: "Device", out: Path | None) -> None
     console.print(make_table(measured, where))
 
 
-def _open(device: str | None) -> "Device":
+def _open(device: str | None, threads: int | None = None) -> "Device":
+    import torch
+
     from reproduce.device import open_device
 
+    if threads:
+        torch.set_num_threads(threads)
     with _naming("--device"):
         return open_device(device)
 
@@ -346,11 +396,12 @@ def _open(device: str | None) -> "Device":
 def _refusing_files() -> Iterator[None]:
     """A file that is refused inside is one line and exit code 2."""
     from pemn_ref.file import FileError
+    from reproduce.checkpoint import CheckpointError
     from reproduce.files import UnknownRunError
 
     try:
         yield
-    except (FileError, UnknownRunError) as error:
+    except (FileError, CheckpointError, UnknownRunError) as error:
         complain(f"error: {error}")
         raise typer.Exit(2) from None
 

@@ -87,6 +87,15 @@ class _Noise:
         return self.images[index], 0
 
 
+def augmentation(cell: Cell, batch: int) -> Callable[[], object]:
+    """One batch made of images by one core, for a dataset whose images are not tensors."""
+    dataset = DATASETS[cell.dataset]
+    transform = make_transform(cell.recipe.augmentation, dataset)
+    images = _Noise(dataset.size, batch)
+    batches = TrainingBatches(images, transform, seed=0, batch=batch, workers=0)
+    return lambda: list(batches.epoch(0))
+
+
 def bench_steps(
     device: Device, *, batch: int, compiled: bool, pairs: int = 10, seconds: float = 2
 ) -> Iterator[Ratio]:
@@ -116,12 +125,8 @@ def bench_steps(
         )
 
     for name, cell in CELLS.items():
-        dataset = DATASETS[cell.dataset]
-        images = _Noise(dataset.size, batch)
-        transform = make_transform(cell.recipe.augmentation, dataset)
-        batches = TrainingBatches(images, transform, seed=0, batch=batch, workers=0)
         yield timed(
             f"{name}: a batch augmented by one core / step masked",
-            lambda: list(batches.epoch(0)),  # noqa: B023  is called before the next one
+            augmentation(cell, batch),
             training_step(cell, batch, device, compiled=False),
         )

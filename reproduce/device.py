@@ -4,7 +4,7 @@ import ctypes
 import os
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +45,43 @@ class Device:
         """Wait until all work is done, before a clock is read."""
         if self.torch.type == "cuda":
             torch.cuda.synchronize(self.torch)
+
+    @property
+    def slow(self) -> bool:
+        """Whether a cell of the paper takes days there: trials are small then."""
+        return self._on_cpu
+
+    @property
+    def repeats(self) -> bool:
+        """Whether the same run, repeated, gives the same bits."""
+        return self._on_cpu
+
+    def free_memory(self) -> int:
+        """Bytes that can be had for tensors."""
+        if self._on_cpu:
+            return available_memory()
+        torch.cuda.empty_cache()  # what PyTorch keeps for the next tensor counts as used
+        return torch.cuda.mem_get_info(self.torch)[0]
+
+    def peak_memory(self, run: Callable[[], object]) -> int | None:
+        """Bytes of all tensors there while ``run`` runs, at most; None where nobody counts them."""
+        if self._on_cpu:
+            return None
+        torch.cuda.reset_peak_memory_stats(self.torch)
+        run()
+        return torch.cuda.max_memory_allocated(self.torch)
+
+    @contextmanager
+    def full_float32(self) -> Iterator[None]:
+        """Inside, float32 is not rounded to TensorFloat-32 as a GPU does in convolutions."""
+        products = torch.backends.cuda.matmul.allow_tf32
+        convolutions = torch.backends.cudnn.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        try:
+            yield
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = products
+            torch.backends.cudnn.allow_tf32 = convolutions
 
     @contextmanager
     def own_stream(self) -> Iterator[None]:
@@ -100,6 +137,16 @@ def processor() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+def available_memory() -> int:
+    """Bytes of the machine that are not in use, where the system says it; else all."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable"):
+                return 1024 * int(line.split()[1])
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def keep_freed_memory() -> None:

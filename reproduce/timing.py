@@ -1,10 +1,11 @@
-"""One thing against another: ratios of times measured side by side, pair by pair, in one process.
+"""Times: of one thing, and ratios measured side by side, pair by pair, in one process.
 
-What else runs on the machine then slows both.
+What else runs on the machine then slows both of a pair.
 """
 
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from statistics import median
 from typing import NamedTuple
 
@@ -38,14 +39,7 @@ def compare(
 
     At least ``pairs`` times, and until ``seconds`` have passed. ``synchronize`` waits for a device.
     """
-
-    def timed(run: Callable[[], object]) -> float:
-        synchronize()
-        start = time.perf_counter()
-        run()
-        synchronize()
-        return time.perf_counter() - start
-
+    timed = partial(_timed, synchronize)
     for run in (first, second) * 2:
         run()
     times: list[tuple[float, float]] = []
@@ -65,6 +59,25 @@ def compare(
         len(times),
         1000 * median(a for a, _ in times),
     )
+
+
+def fastest(
+    run: Callable[[], object], *, times: int, synchronize: Callable[[], object] = lambda: None
+) -> float:
+    """Seconds of the fastest of so many runs, after one that does not count.
+
+    What else runs on the machine adds to a time and never takes from it.
+    """
+    run()
+    return min(_timed(synchronize, run) for _ in range(times))
+
+
+def _timed(synchronize: Callable[[], object], run: Callable[[], object]) -> float:
+    synchronize()
+    start = time.perf_counter()
+    run()
+    synchronize()
+    return time.perf_counter() - start
 
 
 def conditions(device: torch.device, hardware: str) -> dict[str, str | int]:

@@ -134,6 +134,16 @@ def _content(network: Network, optimizer: torch.optim.Optimizer, at: _Position) 
     return {"tensors": tensors, "optimizer": optimizer.state_dict(), "position": position}
 
 
+def epochs_kept(checkpoint: Checkpoint) -> int:
+    """Whole epochs that a checkpoint holds; 0 where there is none.
+
+    Raises:
+        CheckpointError, OSError: as ``train``.
+    """
+    content = checkpoint.read()
+    return len(content["position"]["history"]) if content else 0
+
+
 @torch.no_grad()
 def _resume(
     checkpoint: Checkpoint, network: Network, optimizer: torch.optim.Optimizer, at: _Position

@@ -11,7 +11,7 @@ from torchvision.datasets import CIFAR10, CIFAR100  # type: ignore[import-untype
 from reproduce.data.batches import Images
 from reproduce.data.root import MissingDataError
 
-_SOURCES = {"cifar10": CIFAR10, "cifar100": CIFAR100}
+SOURCES = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 
 
 def load(name: str, root: Path) -> tuple[Images, Images]:
@@ -22,7 +22,7 @@ def load(name: str, root: Path) -> tuple[Images, Images]:
     Raises:
         MissingDataError: if that fails.
     """
-    source = _SOURCES[name]
+    source = SOURCES[name]
     try:
         train: Images = source(root, train=True, download=True)
         test: Images = source(root, train=False)

@@ -18,17 +18,35 @@ class Dataset:
     channels: int
     size: int
     classes: int
+    train: int
+    """Images to train on."""
+    test: int
+    """Images to measure on."""
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
 
 
 DATASETS = {
-    "digits": Dataset(channels=1, size=8, classes=10),
-    "cifar10": Dataset(3, 32, 10, mean=(0.4914, 0.4822, 0.4465), std=(0.2471, 0.2435, 0.2616)),
-    "cifar100": Dataset(3, 32, 100, mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761)),
+    "digits": Dataset(1, 8, 10, 1_297, 500),
+    "cifar10": Dataset(
+        *(3, 32, 10, 50_000, 10_000), mean=(0.4914, 0.4822, 0.4465), std=(0.2471, 0.2435, 0.2616)
+    ),
+    "cifar100": Dataset(
+        *(3, 32, 100, 50_000, 10_000), mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761)
+    ),
     # mean and std are those of ImageNet, as PEMN has it
-    "tiny-imagenet": Dataset(3, 64, 200, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+    "tiny-imagenet": Dataset(
+        *(3, 64, 200, 100_000, 10_000), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+    ),
 }
+
+
+def folder(name: str, root: Path | None = None) -> Path | None:
+    """Where ``load`` looks for a dataset; None for one that ships with the package."""
+    if name == "digits":
+        return None
+    of_name = tiny_imagenet.FOLDER if name == "tiny-imagenet" else cifar.SOURCES[name].base_folder
+    return data_root(root) / of_name
 
 
 def load(name: str, root: Path | None = None) -> tuple[Images, Images]:

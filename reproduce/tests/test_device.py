@@ -1,5 +1,8 @@
 """What is told to a device, and that a name is understood or refused. No GPU is needed."""
 
+import os
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -50,6 +53,53 @@ def test_best_device_without_a_gpu_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -
 def test_other_names_are_refused(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         open_device(name)
+
+
+@pytest.fixture
+def rounding() -> Iterator[None]:
+    """A process that may round products in float32 as well as convolutions, as PyTorch may."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.usefixtures("rounding")
+def test_float32_is_not_rounded_inside_and_as_before_afterwards() -> None:
+    def fail() -> None:
+        with open_device("cpu").full_float32():
+            assert not torch.backends.cuda.matmul.allow_tf32
+            assert not torch.backends.cudnn.allow_tf32
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert torch.backends.cuda.matmul.allow_tf32
+    assert torch.backends.cudnn.allow_tf32
+
+
+def test_memory_of_a_cpu_is_that_of_the_machine_and_nobody_counts_tensors() -> None:
+    cpu = open_device("cpu")
+    assert 0 < cpu.free_memory() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert cpu.peak_memory(lambda: 1 / 0) is None
+    assert (cpu.slow, cpu.repeats) == (True, True)
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_memory_of_a_gpu_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    allocated = {0: 5, 1: 7}
+    peaks = {0: 90, 1: 90}
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda d: (100 - allocated[d.index], 100))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda d: peaks[d.index])
+    monkeypatch.setattr(
+        torch.cuda, "reset_peak_memory_stats", lambda d: peaks.update({d.index: allocated[d.index]})
+    )
+    gpu = open_device("cuda:1")
+    assert gpu.free_memory() == 93
+    assert gpu.peak_memory(lambda: peaks.update({1: 70})) == 70
+    assert gpu.peak_memory(lambda: None) == 7
+    assert (gpu.slow, gpu.repeats) == (False, False)
 
 
 def test_images_are_put_in_channels_last_order_with_their_labels() -> None:
