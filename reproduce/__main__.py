@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from reproduce.cells import Study
     from reproduce.device import Device
+    from reproduce.plan import Plan
     from reproduce.timing import Ratio
 
 # Typer exports the class of all usage errors only as the base of this one.
@@ -96,16 +97,21 @@ def run(
     data: _Data = None,
     out: _Out = Path("runs"),
     ledger: _Ledger = None,
+    on_cpu: Annotated[
+        bool, typer.Option("--on-cpu", help="Train cells of the paper without a GPU, too.")
+    ] = False,
 ) -> None:
     """Train the networks of a study with every strategy.
 
     By default a small ConvMixer on digits, about two minutes on a CPU: a demonstration, not a cell
     of the paper. The same command goes on where an earlier one was stopped or killed, and any
-    number of processes may share a folder. Exit codes: 0 all done, 2 bad input or files, 3 some
-    runs failed or were skipped, 4 stopped by --max-minutes, 130 and 143 interrupted.
+    number of processes may share a folder. Before cells of the paper are trained, check looks
+    whether they can be. Exit codes: 0 all done, 2 bad input or files, or a device that fails a
+    check, 3 some runs failed or were skipped, 4 stopped by --max-minutes, 130 and 143 interrupted.
     """
     # Imported here: they load torch, for which --help should not wait, and Ctrl-C may come.
     from reproduce.checkpoint import CheckpointError, Stopped, stopping
+    from reproduce.plan import read_plan
     from reproduce.run import run_study
 
     wanted = _chosen(study, all_, model, strategy, dataset, only)
@@ -114,6 +120,8 @@ def run(
     opened = _open(device, wanted.threads)
     chosen = range(seeds or wanted.seeds)
     try:
+        if wanted.name == "paper":
+            _prepare(read_plan(wanted, chosen, out, ledger), opened, data, out, on_cpu)
         with stopping(max_minutes) as stop:
             complete = run_study(
                 *(wanted, chosen, out, opened, data),
@@ -173,6 +181,34 @@ def plan(
         if (where := folder(name, data)) and not where.exists():
             console.print(f"no {where}: if run cannot get it, it skips all runs on {name}")
     console.print(found.estimate(costs, opened))
+
+
+@app.command()
+def check(
+    study: _StudyName = "digits",
+    all_: _All = False,
+    model: _Models = None,
+    strategy: _Strategies = None,
+    dataset: _Datasets = None,
+    only: _Ids = None,
+    device: _DeviceName = None,
+    data: _Data = None,
+    out: _Out = Path("runs"),
+) -> None:
+    """Look whether the device, the data and the folder can be trusted with a study.
+
+    One line a point. run does the same before it trains cells of the paper. Exit codes: 0 all is
+    well, 1 a point failed, 2 bad input or files.
+    """
+    from reproduce.check import check
+    from reproduce.plan import read_plan
+
+    wanted = _chosen(study, all_, model, strategy, dataset, only)
+    opened = _open(device, wanted.threads)
+    with _refusing_files():
+        found = read_plan(wanted, range(wanted.seeds), out)
+    if not check(found, opened, data, out, _console().print):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -356,6 +392,25 @@ def _chosen(
             datasets=datasets or (),
             ids=ids or (),
         )
+
+
+def _prepare(plan: "Plan", device: "Device", data: Path | None, out: Path, on_cpu: bool) -> None:
+    """Before days are spent: no other device is meant, and this one can be trusted."""
+    from reproduce.check import check
+    from reproduce.cost import measure
+
+    if not plan.missing:
+        return
+    if device.slow and not on_cpu:
+        print(plan.estimate(measure(plan.cells, device), device))
+        complain(
+            "error: that is for a GPU: give --on-cpu to go on nevertheless, or take"
+            " --study cifar10-small, which takes hours on a CPU"
+        )
+        raise typer.Exit(2)
+    if not check(plan, device, data, out, _console().print):
+        complain("error: nothing is trained before all that FAILED above is mended")
+        raise typer.Exit(2)
 
 
 def _console() -> "Console":
