@@ -59,7 +59,7 @@ _Seeds = Annotated[
     int | None,
     typer.Option(min=1, help="Train each cell with the seeds 0 to N-1; else the study's N."),
 ]
-_Ledger = Annotated[Path | None, typer.Option(help="Folder for the rows; else that of --out.")]
+_Rows = Annotated[Path | None, typer.Option(help="Folder for the rows; else that of --out.")]
 _Out = Annotated[Path, typer.Option(help="Folder of rows, networks, checkpoints and figures.")]
 _Ledger = Annotated[
     Path,
@@ -96,7 +96,7 @@ def run(
     device: _DeviceName = None,
     data: _Data = None,
     out: _Out = Path("runs"),
-    ledger: _Ledger = None,
+    ledger: _Rows = None,
     on_cpu: Annotated[
         bool, typer.Option("--on-cpu", help="Train cells of the paper without a GPU, too.")
     ] = False,
@@ -154,7 +154,7 @@ def plan(
     device: _DeviceName = None,
     data: _Data = None,
     out: _Out = Path("runs"),
-    ledger: _Ledger = None,
+    ledger: _Rows = None,
 ) -> None:
     """List what run would train, what is done, and what the rest costs on this device.
 
