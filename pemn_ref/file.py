@@ -232,12 +232,13 @@ def load_dense(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         dense = {}
         for name, mask in _masks(info, tensors):
             ((_, values),) = _prototype(info, tensors, name).items()
-            # fill_weights, times the mask, in pieces that fit into a cache: a third of the time.
-            row = values.repeat(-(-32768 // len(values)))
-            dense[name] = torch.empty_like(mask, dtype=row.dtype)
-            pieces = (tensor.view(-1).split(len(row)) for tensor in (dense[name], mask))
-            for weight, bits in zip(*pieces, strict=True):
-                weight.copy_(bits).mul_(row[: len(bits)])
+            # fill_weights, times the mask, in place: that is twice as fast. Short rows are slow.
+            row = values.repeat(-(-4096 // len(values)))
+            dense[name] = mask.to(row.dtype)
+            weight = dense[name].flatten()
+            whole = len(weight) // len(row) * len(row)
+            weight[:whole].view(-1, len(row)).mul_(row)
+            weight[whole:].mul_(row[: len(weight) - whole])
         dense |= {name: tensors[f"rest/{name}"].clone() for name in info.rest}
         dense |= {name: tensors[f"buffers/{name}"].clone() for name in info.buffers}
         return dense | {name: dense[first].clone() for name, first in info.tied.items()}
