@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from reproduce.cells import Study
+    from reproduce.cluster import Cluster
     from reproduce.device import Device
     from reproduce.plan import Plan
     from reproduce.timing import Ratio
@@ -100,6 +101,19 @@ def run(
     on_cpu: Annotated[
         bool, typer.Option("--on-cpu", help="Train cells of the paper without a GPU, too.")
     ] = False,
+    on_ray: Annotated[
+        bool, typer.Option("--ray", help="Let Ray train many at once; needs the extra ray.")
+    ] = False,
+    address: Annotated[
+        str | None,
+        typer.Argument(
+            help="With --ray: HOST:PORT of a cluster, or auto for the one that runs here; else Ray"
+            " starts one on this machine."
+        ),
+    ] = None,
+    cells_per_gpu: Annotated[
+        int | None, typer.Option(min=1, help="With --ray: how many share a GPU; else 1.")
+    ] = None,
 ) -> None:
     """Train the networks of a study with every strategy.
 
@@ -114,14 +128,25 @@ def run(
     from reproduce.plan import read_plan
     from reproduce.run import run_study
 
+    if (address or cells_per_gpu) and not on_ray:
+        raise typer.BadParameter(f"{address or cells_per_gpu} is for --ray, which is not there")
     wanted = _chosen(study, all_, model, strategy, dataset, only)
     if epochs:
         wanted = wanted.shortened(epochs)
-    opened = _open(device, wanted.threads)
+    judged: Device | None
+    opened: Device | Cluster
+    if on_ray:
+        from reproduce.cluster import open_cluster
+
+        with _naming("--ray"):
+            opened = open_cluster(address, device, cells_per_gpu)
+        judged = opened.here
+    else:
+        opened = judged = _open(device, wanted.threads)
     chosen = range(seeds or wanted.seeds)
     try:
         if wanted.name == "paper":
-            _prepare(read_plan(wanted, chosen, out, ledger), opened, data, out, on_cpu)
+            _prepare(read_plan(wanted, chosen, out, ledger), judged, data, out, on_cpu)
         with stopping(max_minutes) as stop:
             complete = run_study(
                 *(wanted, chosen, out, opened, data),
@@ -364,6 +389,14 @@ def start(
     )
 
 
+@bench.command()
+def cells(out: _Lines = None) -> None:
+    """Two small cells side by side, with a thread each, against one after the other, with two."""
+    from reproduce.bench_cells import bench_cells
+
+    _show(bench_cells(), _open("cpu"), out)
+
+
 def _chosen(
     study: str,
     all_: bool,
@@ -394,12 +427,20 @@ def _chosen(
         )
 
 
-def _prepare(plan: "Plan", device: "Device", data: Path | None, out: Path, on_cpu: bool) -> None:
-    """Before days are spent: no other device is meant, and this one can be trusted."""
+def _prepare(
+    plan: "Plan", device: "Device | None", data: Path | None, out: Path, on_cpu: bool
+) -> None:
+    """Before days are spent: no other device is meant, and this one can be trusted.
+
+    None stands for GPUs of a cluster that this machine has not one of.
+    """
     from reproduce.check import check
     from reproduce.cost import measure
 
     if not plan.missing:
+        return
+    if device is None:
+        print("not checked, as there is no GPU here: run check on a machine of the cluster")
         return
     if device.slow and not on_cpu:
         print(plan.estimate(measure(plan.cells, device), device))
@@ -487,7 +528,8 @@ def main() -> int:
     except (DamagedRowsError, MissingDataError, OSError) as error:
         complain(f"error: {error}")
     except ModuleNotFoundError as error:
-        complain(f"error: {error}; pip install 'pemn-ref[reproduce]' brings all that is needed")
+        extra = "ray" if error.name == "ray" else "reproduce"
+        complain(f"error: {error}; pip install 'pemn-ref[{extra}]' brings all that is needed")
     except typer.Abort:
         complain("interrupted")
         return 130

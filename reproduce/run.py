@@ -2,10 +2,11 @@
 
 import platform
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
@@ -28,14 +29,21 @@ from reproduce.studies import CANARY, CANARY_BAND
 from reproduce.tables import show
 from reproduce.train import Epoch, accuracy, train
 
+if TYPE_CHECKING:
+    from reproduce.cluster import Cluster
+
 _EVALUATION_BATCH = 500
+
+Run = tuple[Cell, int]
+"""A cell and a seed."""
+TAKEN = "another process trains it, or has"
 
 
 def run_study(
     study: Study,
     seeds: Sequence[int],
     out: Path,
-    device: Device,
+    device: "Device | Cluster",
     data: Path | None,
     *,
     stop: Stop,
@@ -76,24 +84,15 @@ def run_study(
         except MissingDataError as error:
             console.print(f"skipped, all runs on {dataset}: {error}")
     missing = [(cell, seed) for cell, seed in missing if cell.dataset in images]
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=sum(cell.recipe.epochs for cell, _ in missing))
-        for number, (cell, seed) in enumerate(missing, start=1):
-            what = f"{cell.model.label}  {cell.dataset}  {cell.name:9}  seed {seed}"
-            progress.update(task, description=what)
-            with store.claim(cell.run_id(seed)) as ours:
-                outcome = "skipped: another process trains it, or has"
-                if ours:
-                    checkpoint = store.checkpoint(cell.run_id(seed), every, stop)
-                    result = train_run(
-                        *(cell, seed, images[cell.dataset], device, checkpoint),
-                        store.file(cell.run_id(seed)),
-                        lambda _: progress.advance(task),
-                    )
-                    if result:
-                        store.finish(result)
-                    outcome = _outcome(result)
-            console.print(f"{number:3d}/{len(missing)}  {what}  {outcome}  {cell.run_id(seed)}")
+    work = (missing, images, store, stop, every, console)
+    results = _train_here(device, *work) if isinstance(device, Device) else device.train(*work)
+    for number, (cell, seed, result) in enumerate(results, start=1):
+        if isinstance(result, dict):
+            store.finish(result)
+        console.print(
+            f"{number:3d}/{len(missing)}  {describe(cell, seed)}  {_outcome(result)}"
+            f"  {cell.run_id(seed)}"
+        )
     rows = store.rows()
     measured = [rows[run] for cell, seed in wanted if (run := cell.run_id(seed)) in rows]
     complete = [row for row in measured if "failed" not in row]
@@ -106,17 +105,56 @@ def run_study(
     return len(complete) == len(wanted)
 
 
-def _outcome(row: Row | None) -> str:
-    """Of a run that was not skipped, for people."""
-    if row is None:
-        return "skipped: the memory of the device is too small"
-    if "failed" in row:
-        return f"failed: {row['failed']}"
+def describe(cell: Cell, seed: int) -> str:
+    """A run for people."""
+    return f"{cell.model.label}  {cell.dataset}  {cell.name:9}  seed {seed}"
+
+
+def _train_here(
+    device: Device,
+    runs: Sequence[Run],
+    images: Mapping[str, tuple[Images, Images]],
+    store: RunStore,
+    stop: Stop,
+    every: float,
+    console: Console,
+) -> Iterator[tuple[Cell, int, Row | str | None]]:
+    """One run after the other: its row, or why it was skipped.
+
+    None is for a device whose memory is too small. The run stays claimed until the next is asked
+    for.
+    """
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=sum(cell.recipe.epochs for cell, _ in runs))
+        for cell, seed in runs:
+            progress.update(task, description=describe(cell, seed))
+            run = cell.run_id(seed)
+            with store.claim(run) as ours:
+                if not ours:
+                    yield cell, seed, TAKEN
+                    continue
+                row = train_run(
+                    *(cell, seed, images[cell.dataset], device),
+                    store.checkpoint(run, every, stop),
+                    store.file(run),
+                    lambda _: progress.advance(task),
+                )
+                yield cell, seed, row
+
+
+def _outcome(result: Row | str | None) -> str:
+    """For people."""
+    if result is None:
+        result = "the memory of the device is too small"
+    if isinstance(result, str):
+        return f"skipped: {result}"
+    if "failed" in result:
+        return f"failed: {result['failed']}"
     text = (
-        f"{100 * row['accuracy_last']:5.1f} %  {row['seconds']:.1f} s"
-        f"  {row['images_per_second']:,.0f} images/s"
+        f"{100 * result['accuracy_last']:5.1f} %  {result['seconds']:.1f} s"
+        f"  {result['images_per_second']:,.0f} images/s"
     )
-    return f"{text}  WARNING: {row['warning']}" if "warning" in row else text
+    return f"{text}  WARNING: {result['warning']}" if "warning" in result else text
 
 
 def train_run(
@@ -126,7 +164,7 @@ def train_run(
     device: Device,
     checkpoint: Checkpoint,
     file: Path,
-    on_epoch: Callable[[Epoch], object],
+    on_epoch: Callable[[list[Epoch]], object],
 ) -> Row | None:
     """Train one cell with one seed and write its network to ``file``; its row comes after that.
 

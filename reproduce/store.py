@@ -58,13 +58,17 @@ class RunStore:
         """Whether the run is ours to train: it has no row and no other process trains it."""
         try:
             with FileLock(self.out / "locks" / f"{run}.lock", timeout=0):
-                # Of a process that was killed as it wrote.
-                for folder in (self._checkpoint(run).parent, self.file(run).parent):
-                    for part in folder.glob(f"{run}.*.part"):
-                        part.unlink()
+                self._sweep(run)
                 yield run not in self.rows()
+                self._sweep(run)
         except Timeout:
             yield False
+
+    def _sweep(self, run: str) -> None:
+        """Remove what a process left that was killed as it wrote."""
+        for folder in (self._checkpoint(run).parent, self.file(run).parent):
+            for part in folder.glob(f"{run}.*.part"):
+                part.unlink()
 
     def checkpoint(self, run: str, every: float, stop: Stop) -> Checkpoint:
         """For a run that is claimed."""

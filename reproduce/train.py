@@ -79,14 +79,15 @@ def train(
     seed: int,
     device: Device,
     checkpoint: Checkpoint | None = None,
-    on_epoch: Callable[[Epoch], object],
+    on_epoch: Callable[[list[Epoch]], object],
 ) -> list[Epoch]:
     """Train ``network`` in place and measure it on ``held_out`` after each epoch.
 
-    Both are on ``device``. Goes on from the ``checkpoint`` where there is one: every random choice
-    is a function of seed, epoch and step alone, so that needs no state of a generator and changes
-    nothing. The rate is set at each step, to that of the step's end, as the released code has it.
-    Within an epoch no value is read, so the device never waits for the host.
+    Both are on ``device``. ``on_epoch`` is given the epochs so far. Goes on from the ``checkpoint``
+    where there is one: every random choice is a function of seed, epoch and step alone, so that
+    needs no state of a generator and changes nothing. The rate is set at each step, to that of the
+    step's end, as the released code has it. Within an epoch no value is read, so the device never
+    waits for the host.
 
     Raises:
         FloatingPointError: if the loss of an epoch is not finite.
@@ -124,7 +125,7 @@ def train(
         at.history.append(Epoch(mean, accuracy(network, held_out), seconds))
         at.loss.zero_()
         at.images, at.step, at.seconds = 0, 0, 0.0
-        on_epoch(at.history[-1])
+        on_epoch(at.history)
     return at.history
 
 

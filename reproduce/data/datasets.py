@@ -57,11 +57,10 @@ def load(name: str, root: Path | None = None) -> tuple[Images, Images]:
     """
     if name == "digits":
         split = digits.load()
-        # Lists of the images: a tensor takes far longer to give one out than to train on it.
-        return (
-            list(zip(split.train_images, split.train_labels, strict=True)),
-            list(zip(split.test_images, split.test_labels, strict=True)),
-        )
+        # Lists of the images: a tensor takes far longer to give one out than to train on it. Each
+        # a copy: a part of a tensor is pickled, for another process, with all of its tensor.
+        images, labels, *held_out = ([part.clone() for part in tensor] for tensor in split)
+        return list(zip(images, labels, strict=True)), list(zip(*held_out, strict=True))
     if name == "tiny-imagenet":
         return tiny_imagenet.load(data_root(root))
     return cifar.load(name, data_root(root))

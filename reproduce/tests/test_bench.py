@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 import pemn_ref as pemn
-from reproduce import bench, bench_file
+from reproduce import bench, bench_cells, bench_file
 from reproduce.__main__ import main
 from reproduce.cells import Cell, ConvMixer
 from reproduce.recipes import CONVMIXER
@@ -70,6 +71,24 @@ def test_files(
     assert [row["pairs"] for row in rows] == [2, 2, 2, 1]
     assert rows[-1]["milliseconds"] is None
     assert " 2 " in capsys.readouterr().out
+
+
+def test_cells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = replace(bench_cells.CELL, recipe=bench_cells.CELL.recipe.changed(epochs=1))
+    quick = partial(bench_cells.bench_cells, short, pairs=1)
+    monkeypatch.setattr(bench_cells, "bench_cells", quick)
+    rows = run(["cells"], tmp_path / "rows", monkeypatch)
+    assert [row["what"] for row in rows] == [
+        "two cells side by side, a thread each / one after the other, two threads",
+        "cells / hours, side by side",
+        "cells / hours, one after the other",
+    ]
+    ratio, beside, after = (float(row["ratio"] or 0) for row in rows)
+    assert beside * ratio == pytest.approx(after)
+    assert beside * float(rows[0]["milliseconds"] or 0) == pytest.approx(2 * 3_600_000)
+    assert "cells / hours" in capsys.readouterr().out
 
 
 def test_pairs_alternate_after_two_runs_that_do_not_count() -> None:

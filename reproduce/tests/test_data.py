@@ -1,10 +1,12 @@
 """The digits that ship with the package."""
 
+import pickle
 from pathlib import Path
 
 import torch
 
 from reproduce.data import digits
+from reproduce.data.datasets import load
 
 
 def test_split_is_fixed_and_disjoint_in_the_order_of_the_source() -> None:
@@ -26,3 +28,7 @@ def test_images_are_normalised_ink() -> None:
 
 def test_file_is_small() -> None:
     assert Path(digits.__file__).with_name("digits.npz").stat().st_size < 100_000
+
+
+def test_images_are_small_when_they_go_to_another_process() -> None:
+    assert len(pickle.dumps(load("digits"))) < 2_000_000

@@ -198,7 +198,12 @@ def test_learned_masks_learn() -> None:
     network = make(cell, seed=0)
     seen: list[Epoch] = []
     batches = TrainingBatches(images, None, seed=0, batch=10, workers=0)
-    history = train(network, batches, held_out, recipe, seed=0, device=DEVICE, on_epoch=seen.append)
+    history = train(
+        *(network, batches, held_out, recipe),
+        seed=0,
+        device=DEVICE,
+        on_epoch=lambda epochs: seen.append(epochs[-1]),
+    )
     assert seen == history
     assert len(history) == 10
     assert all(epoch.seconds > 0 for epoch in history)
