@@ -287,3 +287,38 @@ def test_terminal_shows_a_table_and_only_starts_as_lines() -> None:
     assert "first  starts: here, process 1\n" in shown
     assert re.search("first +epoch 1 of 2 +50.0 % +200 images/s +0:01 left", shown)
     assert "second" not in shown[shown.rindex("first") :]
+
+
+def test_job_scripts_run_what_there_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = Path(__file__).parents[1] / "CLUSTER.md"
+    ray_job, array = re.findall(r"```bash\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    cells = STUDIES["paper"].chosen().cells
+    assert f"--array=0-{len(cells) - 1} " in array
+    # Slurm's commands and the run itself are printed, not run.
+    only_print = f"""
+        scontrol() {{ echo one; echo two; }}
+        srun() {{ echo "$@"; }}
+        python() {{ if [ "$1" = -c ]; then "{sys.executable}" "$@"; else echo python "$@"; fi; }}
+    """
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    slurm = {"JOB_NODELIST": "", "JOB_NUM_NODES": 2, "CPUS_PER_TASK": 64, "ARRAY_TASK_ID": 160}
+    for name, value in slurm.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    commands = [
+        subprocess.run(
+            ["bash", "-euc", only_print + script], check=True, capture_output=True, text=True
+        ).stdout
+        for script in (ray_job, array)
+    ]
+    assert commands[0].startswith(
+        "ray symmetric-run --address one:6379 --min-nodes 2 --num-cpus 64"
+    )
+    assert f"--only {cells[-1].id} " in commands[1]
+    monkeypatch.setattr(sys, "argv", ["reproduce", "run", "--help"])
+    assert main() == 0
+    known = capsys.readouterr().out
+    for command in commands:
+        _, options = command.split("python -m reproduce run ")
+        assert all(option in known for option in re.findall("--[a-z-]+", options))
