@@ -214,8 +214,7 @@ def load_dense(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """The dense ``state_dict`` from the file alone (our format), as ``materialize`` gives it.
 
     Bit for bit, on the CPU, in the dtypes of the file; a tied tensor is there under each of its
-    names, as a copy that safetensors can store. Extra state of a module is not a tensor and not in
-    the file.
+    names. Extra state of a module is not a tensor and not in the file.
 
     Raises:
         FileError: if the file is not whole and valid.
@@ -241,7 +240,8 @@ def load_dense(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             weight[whole:].mul_(row[: len(weight) - whole])
         dense |= {name: tensors[f"rest/{name}"].clone() for name in info.rest}
         dense |= {name: tensors[f"buffers/{name}"].clone() for name in info.buffers}
-        return dense | {name: dense[first].clone() for name, first in info.tied.items()}
+        # Not a copy: a file with many names of one weight would take any amount of memory.
+        return dense | {name: dense[first] for name, first in info.tied.items()}
 
 
 # Eight bools are eight bytes of 0 or 1. Taken as one (little-endian) integer, the product with this

@@ -83,10 +83,12 @@ def materialize(path: Path, target: Path) -> None:
         FileError: if the file is not whole and valid, or is ``target`` itself.
         OSError: if it cannot be read or written.
     """
-    dense = to_bytes(load_dense(path))
+    dense = load_dense(path)
+    for name in inspect(path).tied:
+        dense[name] = dense[name].clone()  # safetensors stores no tensor twice
     if target.exists() and target.samefile(path):
         raise FileError(f"{target} is the compressed file itself: name another one to write")
-    write(target, dense)
+    write(target, to_bytes(dense))
 
 
 def make_tables(path: Path) -> list[Table]:

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 import pemn_ref as pemn
-from pemn_ref.file import inspect, load, save
+import spec_tests
+from pemn_ref.file import inspect, load, load_dense, save
 from reproduce import files
 from reproduce.__main__ import main
 from reproduce.cells import Cell
@@ -295,3 +296,18 @@ def test_missing_library_is_one_line_that_says_what_brings_it(
     assert (code, output, errors.count("\n")) == (2, "", 1)
     assert "safetensors" in errors
     assert "pemn-ref[reproduce]" in errors
+
+
+def test_tied_tensors_are_one_in_memory_and_whole_in_the_dense_file(
+    tmp_path: Path, command: Command
+) -> None:
+    path = Path(spec_tests.__file__).parent / "vectors" / "valid" / "tied.safetensors"
+    tied = inspect(path).tied
+    assert tied
+    dense = load_dense(path)
+    for second, first in tied.items():
+        assert dense[second].data_ptr() == dense[first].data_ptr()
+    assert command("materialize", path, tmp_path / "dense") == (0, "", "")
+    stored = load_file(tmp_path / "dense")
+    assert stored.keys() == dense.keys()
+    assert all(torch.equal(stored[name], dense[name]) for name in dense)
