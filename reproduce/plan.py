@@ -13,6 +13,7 @@ from reproduce.checkpoint import Stop
 from reproduce.cost import ASSUMPTIONS, Cost, Kind, kind, learned, size
 from reproduce.device import Device
 from reproduce.rows import Row
+from reproduce.run import describe
 from reproduce.store import RunStore
 from reproduce.train import epochs_kept
 
@@ -46,8 +47,7 @@ class Standing(NamedTuple):
             state = f"begun: {self.kept} of {cell.recipe.epochs} epochs"
         if self.row and state == "failed":
             state = f"failed: {self.row['failed']}"
-        what = f"{cell.model.label}  {cell.dataset}  {cell.name:9}  seed {self.seed}"
-        return f"{what}  {state}  {cell.run_id(self.seed)}"
+        return f"{describe(cell, self.seed)}  {state}  {cell.run_id(self.seed)}"
 
 
 class Plan(NamedTuple):

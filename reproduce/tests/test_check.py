@@ -29,6 +29,7 @@ from reproduce.recipes import CONVMIXER
 from reproduce.rows import append_row
 from reproduce.store import RunStore
 from reproduce.studies import STUDIES
+from reproduce.tests.invented import failed_row_of, write_rows
 from reproduce.train import Epoch
 from reproduce.trials import TrialError, compare_numbers, stop_and_resume, train_briefly
 
@@ -381,10 +382,8 @@ def test_cells_of_the_paper_are_trained_after_a_check_alone(
 def test_nothing_is_checked_where_nothing_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store = RunStore(tmp_path, "paper", print)
-    for cell in STUDIES["paper"].chosen(models=["resnet32"], strategies=["mp"]).cells:
-        row = {"run": cell.run_id(0), "cell": cell.id, "configuration": cell.configuration}
-        append_row(store.path, row | {"failed": "the loss is nan"})
+    cells = STUDIES["paper"].chosen(models=["resnet32"], strategies=["mp"]).cells
+    write_rows(tmp_path / "paper.jsonl", [failed_row_of(cell) for cell in cells])
     code, output, _ = command(monkeypatch, capsys, *PAPER, str(tmp_path))
     assert code == 3
     assert "0 runs to train; 2 of 2" in output

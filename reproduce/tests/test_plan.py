@@ -21,10 +21,10 @@ from reproduce.device import Device, open_device
 from reproduce.networks import make_network
 from reproduce.plan import Plan, Standing, duration, make_table, read_plan
 from reproduce.recipes import CONVMIXER
-from reproduce.rows import append_row
 from reproduce.run import train_run
 from reproduce.store import RunStore
 from reproduce.studies import STUDIES
+from reproduce.tests.invented import failed_row_of, row_of, write_rows
 
 DEVICE = open_device("cpu")
 DIGITS = STUDIES["digits"].chosen()
@@ -38,9 +38,7 @@ def out(tmp_path: Path) -> Path:
     dense, mask, one_layer, *_, control = DIGITS.cells
     store = RunStore(tmp_path / "runs", "digits", print)
     old = replace(control, recipe=replace(control.recipe, version=0))
-    for cell, result in ((dense, {}), (mask, {"failed": "the loss is nan"}), (old, {})):
-        row = {"run": cell.run_id(0), "cell": cell.id, "configuration": cell.configuration}
-        append_row(store.path, row | result)
+    write_rows(store.path, [row_of(dense), failed_row_of(mask), row_of(old)])
     stop = Stop()
     seen: list[object] = []
 
