@@ -1,4 +1,4 @@
-"""Judge an implementation, put reports side by side, write the README's tables."""
+"""Judge an implementation, compare reports, mutate the reference, write the README's tables."""
 
 import argparse
 import json
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from spec_tests.mutation import mutate
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -72,6 +74,8 @@ def main() -> int:
     command = commands.add_parser("compare", help="put reports side by side, as Markdown")
     command.add_argument("reports", nargs="+", metavar="REPORT", type=Path)
     command.set_defaults(do=compare)
+    command = commands.add_parser("mutate", help="change the reference, see what no clause notices")
+    command.set_defaults(do=lambda _: mutate())
     command = commands.add_parser("document", help="write what is generated in the README")
     command.set_defaults(do=document)
     arguments = parser.parse_args()

@@ -11,6 +11,7 @@ import pytest
 
 from spec_tests.__main__ import main
 from spec_tests.clauses import all_clauses
+from spec_tests.mutation import NO_REASON, change_of, reasons, summary
 from spec_tests.plugin import write_whole
 from spec_tests.subject import judging, subject
 
@@ -146,3 +147,15 @@ def test_readme_is_current() -> None:
     page = README.read_text()
     assert documented(page) == page, "run python -m spec_tests document"
     assert len({key(mistake) for mistake in GALLERY}) == len(GALLERY)
+
+
+def test_reasons_of_survivors_are_kept() -> None:
+    shown = "# x: survived\n--- a\n+++ a\n@@ -1,2 +1,2 @@\n     same\n-    a = 1\n+    a = 2"
+    change = change_of("pemn_ref.prototype.xǁStrategyǁ__post_init____mutmut_2", shown)
+    assert change == " prototype.Strategy.__post_init__\n-    a = 1\n+    a = 2"
+    other = change_of("pemn_ref.file.x__masks__mutmut_10", shown)
+    assert other.splitlines()[0] == " file._masks"
+    statuses = {"pemn_ref.file.a": "survived", "pemn_ref.file.b": "killed"}
+    page = summary("today", statuses, {"text": [change], NO_REASON: [other], "no longer": []})
+    assert "| file | 1 | 2 | 50.0 |" in page
+    assert reasons(page) == {change: "text", other: NO_REASON}
