@@ -188,7 +188,7 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> tuple[State, Info]:
     persistent = {name: buffers[name] for name in buffers if name in _names(model)[1]}
 
     def like(own: Tensor, values: Tensor) -> Tensor:
-        return torch.empty_like(own, requires_grad=False).copy_(values)
+        return torch.empty_like(own).copy_(values)
 
     state = State({}, {}, {}, {})
     with _errors_of(path):

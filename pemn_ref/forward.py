@@ -29,7 +29,7 @@ def maskable_shapes(model: nn.Module) -> dict[str, torch.Size]:
     maskable = set()
     for path, module in model.named_modules():
         for attribute in _maskable_attributes(module):
-            weight = dict(module.named_parameters(recurse=False)).get(attribute)
+            weight = dict(module.named_parameters()).get(attribute)
             if weight is None or nn.parameter.is_lazy(weight) or not weight.is_floating_point():
                 name = f"{path}.{attribute}".removeprefix(".")
                 raise ValueError(f"{name} must be a plain float, not lazy, computed or quantised")

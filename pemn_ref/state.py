@@ -55,7 +55,7 @@ def init(model: nn.Module, strategy: Strategy, *, seed: int) -> State:
     parameters = dict(model.named_parameters())
 
     def like_parameter(name: str, values: Tensor) -> Tensor:
-        return torch.empty_like(parameters[name], requires_grad=False).copy_(values)
+        return torch.empty_like(parameters[name]).copy_(values)
 
     return State(
         weights={name: like_parameter(name, filled[name]) for name in shapes},

@@ -252,6 +252,15 @@ def _(right: Any) -> Rebound:
     return {"init_scores": init_scores}
 
 
+@mistake("P11", "drawn in the default dtype")
+def _(right: Any) -> Rebound:
+    def make_prototype(shapes: Any, strategy: Any, *, seed: int) -> Any:
+        drawn = right.make_prototype(shapes, strategy, seed=seed)
+        return {group: values.to(torch.get_default_dtype()) for group, values in drawn.items()}
+
+    return {"make_prototype": make_prototype}
+
+
 # --- Fill ---------------------------------------------------------------------------------------
 
 
@@ -886,6 +895,17 @@ def _(right: Any) -> Rebound:
     return {"_names": lambda model: ({}, names(model)[1])}
 
 
+@mistake("C1", "the buffers are those of the model")
+def _(right: Any) -> Rebound:
+    load = right.file.load
+
+    def load_all_but_buffers(path: Any, model: nn.Module) -> Any:
+        state, info = load(path, model)
+        return state._replace(buffers={n: b.clone() for n, b in model.named_buffers()}), info
+
+    return {"load": load_all_but_buffers}
+
+
 @mistake("C2", "the masks are followed by an empty byte")
 def _(right: Any) -> Rebound:
     pack = right.file.pack
@@ -958,6 +978,32 @@ def _(right: Any) -> Rebound:
         need(true or "header" in otherwise or "checksum" in otherwise, otherwise)
 
     return {"_need": unless_header}
+
+
+@mistake("C12", "of a long layer the first 4096 weights are read")
+def _(right: Any) -> Rebound:
+    load_dense = right.file.load_dense
+
+    def beginnings(path: Any) -> Any:
+        dense = load_dense(path)
+        for tensor in dense.values():
+            tensor.view(-1)[4096:] = 0
+        return dense
+
+    return {"load_dense": beginnings}
+
+
+@mistake("C13", "persistent buffers are found by the tensors of the state_dict")
+def _(right: Any) -> Rebound:
+    names = right.file._names
+
+    def by_tensor(model: nn.Module) -> Any:
+        entries = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}
+        lost = {name for name, buffer in model.named_buffers() if id(buffer) not in entries}
+        tied, stored = names(model)
+        return tied, stored - lost
+
+    return {"_names": by_tensor}
 
 
 # --- Errors -------------------------------------------------------------------------------------

@@ -76,6 +76,25 @@ class Attention(nn.Module):
         return out
 
 
+class Awkward(nn.Module):
+    """Extra state, a state_dict of copies, a slash in a name, an empty tensor of huge shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_module("in/out", nn.Linear(3, 4))
+        self.norm = nn.BatchNorm1d(4)
+        self.register_buffer("nothing", torch.empty(0, 2**60))
+        self.register_state_dict_post_hook(  # type: ignore[no-untyped-call]
+            lambda module, entries, prefix, metadata: entries.update(copy.deepcopy(entries))
+        )
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"step": 3}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        assert state == {"step": 3}
+
+
 class Case(NamedTuple):
     """A model, an input for it, and what is maskable in it, written out by hand."""
 

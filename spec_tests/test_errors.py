@@ -151,3 +151,49 @@ def test_unusable_prototype() -> None:
     (group,) = pemn.make_prototype(SHAPES, pemn.mp, seed=0)
     for wrong in ({}, {group: torch.ones(0)}, {group: torch.ones(2, 2)}):
         refuses(lambda: pemn.fill_weights(wrong, SHAPES, pemn.mp))  # noqa: B023
+
+
+# --- The reference's own: what its messages say -------------------------------------------------
+
+
+def forward_with(**changes: dict[str, Tensor]) -> Any:
+    """A masked linear layer, run with a state of which parts are changed."""
+    model, state = linear_state(**changes)
+    return pemn.masked_forward(model, *state, torch.ones(1, 5), density=0.5)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: pemn.kept(3, 2), "density must lie in (0, 1], got 2"),
+        (lambda: pemn.kept(0, 0.5), "numel must be at least 1, got 0"),
+        (lambda: pemn.prototype_length(3, 2), "ratio must lie in (0, 1], got 2"),
+        (lambda: pemn.prototype_length(0, 0.5), "numel must be at least 1, got 0"),
+        (lambda: pemn.rp(2), "ratio must lie in (0, 1], got 2"),
+        (
+            lambda: pemn.init_scores({}, seed=0),
+            "nothing to mask: there is no convolution, linear or attention weight",
+        ),
+        (
+            lambda: pemn.fill_weights({}, SHAPES, pemn.mp),
+            "fc.weight needs the prototype 'all', got only []",
+        ),
+        (
+            lambda: pemn.fill_weights({"all": torch.ones(0)}, SHAPES, pemn.mp),
+            "prototype 'all' must be 1-D, not empty: (0,)",
+        ),
+        (
+            lambda: pemn.maskable_shapes(nn.LazyLinear(3)),
+            "weight must be a plain float, not lazy, computed or quantised",
+        ),
+        (lambda: forward_with(scores={}), "scores do not fit the weights: weight is missing"),
+        (lambda: forward_with(rest={}), "the state does not fit the model: bias is missing"),
+        (
+            lambda: forward_with(buffers={"count": torch.ones(1)}),
+            "the state does not fit the model: count is not known there",
+        ),
+    ],
+)
+def test_message(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        call()

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import re
 import signal
 import struct
 import subprocess
@@ -19,14 +20,14 @@ import numpy as np
 import pytest
 import safetensors
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save as by_safetensors
 from torch import Tensor, nn
 
 from spec_tests.clauses import EXAMPLES, clause
 from spec_tests.draws import Drawn, few, fractions, random_scores, seeds, strategies
-from spec_tests.models import CASES, built
+from spec_tests.models import CASES, Awkward, built
 from spec_tests.subject import pemn
 from spec_tests.test_errors import refuses
 from spec_tests.vector_reader import read
@@ -72,6 +73,8 @@ def network(case: str, strategy: Drawn, seed: int) -> tuple[nn.Module, Any]:
     state = pemn.init(model, strategy.value, seed=seed)
     for name, scores in state.scores.items():
         state.scores[name] = random_scores(scores.shape, seed).float().requires_grad_()
+    for name in state.buffers.keys() & model.state_dict().keys():
+        state.buffers[name] += 1  # not the model's own any more
     return model, state
 
 
@@ -415,6 +418,36 @@ def test_forgery() -> None:
             EXAMPLES["C11"] += 1
 
 
+@clause("C12", "SHOULD")
+@given(strategy=strategies(), density=fractions, seed=seeds)
+@example(Drawn("rp", 0.1), 0.5, 0)
+@settings(few())
+def test_large_layers(strategy: Drawn, density: float, seed: int) -> None:
+    """A layer of thousands of weights is read as it was written, be its prototype long or short."""
+    model = built(lambda: nn.Linear(90, 100), 0)
+    state = pemn.init(model, strategy.value, seed=seed)
+    data = saved(model, state, strategy.value, density=density)
+    dense = with_file(data, pemn.load_dense)
+    assert bits(dense) == bits(pemn.materialize(model, state, density=density))
+
+
+@clause("C13", "SHOULD")
+def test_awkward_model() -> None:
+    """Of a model whose state_dict is made of copies, as hooks and wrappers do, or has extra state,
+    names with a slash or an empty tensor of huge shape, or whose only layer stands twice, the file
+    holds all tensors, and nothing of the extra state.
+    """
+    layer = nn.Linear(3, 3, bias=False)
+    for model in (built(Awkward, 0), nn.Sequential(layer, layer)):
+        state = pemn.init(model, pemn.mp, seed=0)
+        data = saved(model, state, pemn.mp, density=0.5)
+        dense = pemn.materialize(model, state, density=0.5)
+        dense.pop("_extra_state", None)
+        assert bits(with_file(data, pemn.load_dense)) == bits(dense)
+        again, _ = with_file(data, lambda path: pemn.load(path, model))  # noqa: B023
+        assert bits(again.buffers) == bits(state.buffers)
+
+
 # --- The reference's own: how it writes, and the vectors themselves ------------------------------
 
 
@@ -427,6 +460,81 @@ def test_vectors_are_those_of_the_generator(name: str) -> None:
 def test_invalid_vectors_are_those_of_the_generator(name: str) -> None:
     assert vector("invalid", name).read_bytes() == INVALID[name][1]()
     assert INDEX["invalid"][name] == INVALID[name][0]
+
+
+# Of every check of the file an example: a vector is refused for what is wrong with it.
+MESSAGES = {
+    "bit_after_last": "bits are set after the last mask",
+    "bool_2": "buffers/flags has bytes above 1",
+    "density_above_1": "density must lie in (0, 1], got 1.5",
+    "flipped_mask": "the checksum is another one: the file is damaged",
+    "header_too_long": "the header would end at byte 11 of 10",
+    "large_nothing": "buffers/nothing of torch.Size([2305843009213693952, 0]) is too large",
+    "mask_one_more": "the mask of first.weight keeps 6 weights, not 5",
+    "other_length": "the prototypes are not those of the strategy and the shapes",
+    "rest_nan": "rest/third.bias has values that are not finite",
+    "space_in_metadata": "the header is not the one that these contents have",
+    "tied_over": "a name is given twice",
+    "tied_to_nothing": "tied to what is not there: {'a': 'b'}",
+    "truncated": "the tensors end at byte 966 of 965",
+    "version_2": "version 2: this reads version 1",
+}
+
+
+@pytest.mark.parametrize("name", sorted(MESSAGES))
+def test_message(name: str) -> None:
+    path = vector("invalid", name)
+    with pytest.raises(ValueError, match=name) as error:
+        pemn.load_dense(path)
+    assert str(error.value) == f"{path}: {MESSAGES[name]}"
+
+
+def linear_with(**buffers: Tensor) -> nn.Module:
+    """A linear layer with buffers."""
+    model = nn.Linear(5, 4)
+    for name, tensor in buffers.items():
+        model.register_buffer(name, tensor)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (nn.Linear(6, 4), "the weights are not those of the model: weight has shape (4, 5), not"),
+        (nn.Linear(5, 4, bias=False), "the rest is not that of the model: bias is not known there"),
+        (linear_with(b=torch.ones(1)), "the buffers are not those of the model: b is missing"),
+    ],
+)
+def test_message_of_load(model: nn.Module, message: str) -> None:
+    own = nn.Linear(5, 4)
+    data = saved(own, pemn.init(own, pemn.mp, seed=0), pemn.mp, density=0.5)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.safetensors"
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=f"^{re.escape(f'{path}: {message}')}"):
+            pemn.load(path, model)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"weights": {}, "rest": {"weight": torch.ones(4, 5), "bias": torch.ones(4)}},
+            "the weights do not fit the model: weight is missing",
+        ),
+        ({"scores": {}}, "the scores do not fit the model: weight is missing"),
+        (
+            {"weights": {"weight": torch.arange(20.0).reshape(4, 5)}},
+            "weight is not filled from the prototype of Strategy(name='rp', ratio=0.1): give the "
+            "weights as init made them, and the strategy that they were made with",
+        ),
+    ],
+)
+def test_message_of_save(changes: dict[str, dict[str, Tensor]], message: str) -> None:
+    model = nn.Linear(5, 4)
+    state = pemn.init(model, pemn.rp(0.1), seed=0)._replace(**changes)
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        saved(model, state, pemn.rp(0.1), density=0.5)
 
 
 def test_no_vector_is_left_over() -> None:
@@ -484,6 +592,13 @@ def test_nothing_is_left_where_the_name_cannot_be_given(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="folder"):
         pemn.save(tmp_path / "folder", model, state_of(model, pemn.mp), pemn.mp, density=0.5)
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_where_there_is_no_folder_the_error_is_that_of_opening(tmp_path: Path) -> None:
+    model = Small()
+    with pytest.raises(FileNotFoundError) as error:
+        pemn.save(tmp_path / "no" / "file", model, state_of(model, pemn.mp), pemn.mp, density=0.5)
+    assert error.value.__context__ is None  # not that of removing what was never made
 
 
 def test_a_link_is_written_through(tmp_path: Path) -> None:

@@ -177,11 +177,19 @@ def test_every_weight_has_scores_of_its_own(shapes: Shapes, seed: int) -> None:
 
 
 @clause("P11", "SHOULD")
-def test_default_device_does_not_matter() -> None:
-    """Prototype and scores are drawn on the CPU, whatever the default device."""
-    with torch.device("meta"):
+def test_defaults_do_not_matter() -> None:
+    """Prototype and scores are float32 on the CPU, whatever the default dtype and device."""
+
+    def drawn() -> list[Tensor]:
         prototype = pemn.make_prototype(LONG, pemn.mp, seed=0)
-        scores = pemn.init_scores(LONG, seed=0)
-    assert {t.device.type for t in [*prototype.values(), *scores.values()]} == {"cpu"}
-    (values,) = pemn.make_prototype(LONG, pemn.mp, seed=0).values()
-    assert all(torch.equal(v, values) for v in prototype.values())
+        return [*prototype.values(), *pemn.init_scores(LONG, seed=0).values()]
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            tensors = drawn()
+    finally:
+        torch.set_default_dtype(before)
+    assert {(t.device.type, t.dtype) for t in tensors} == {("cpu", torch.float32)}
+    assert all(torch.equal(a, b) for a, b in zip(tensors, drawn(), strict=True))
