@@ -1,5 +1,6 @@
 """Training that stops at any moment and goes on from there: when to stop, and what is kept."""
 
+import hashlib
 import io
 import signal
 import time
@@ -15,6 +16,7 @@ from pemn_ref.file import write
 
 OUT_OF_TIME = 4
 """Exit code after a time limit. (After a signal it is 128 and the number of the signal.)"""
+_DIGEST = hashlib.sha256().digest_size
 
 
 class CheckpointError(Exception):
@@ -85,15 +87,13 @@ class Checkpoint:
             OSError: if it cannot be read.
         """
         try:
-            content: dict[str, Any] = torch.load(self.path, "cpu", weights_only=True)
+            written = self.path.read_bytes()
         except FileNotFoundError:
             return None
-        except OSError:
-            raise
-        except Exception as error:  # no closed list: zip, pickle, and what they run into
-            raise CheckpointError(
-                f"{self.path} is damaged ({error}): remove it, and the run starts anew"
-            ) from error
+        digest, saved = written[:_DIGEST], written[_DIGEST:]
+        if hashlib.sha256(saved).digest() != digest:
+            raise CheckpointError(f"{self.path} is damaged: remove it, and the run starts anew")
+        content: dict[str, Any] = torch.load(io.BytesIO(saved), "cpu", weights_only=True)
         return content
 
     def after_step(self, content: Callable[[], dict[str, Any]]) -> None:
@@ -108,7 +108,9 @@ class Checkpoint:
             return
         buffer = io.BytesIO()
         torch.save(content(), buffer)
-        write(self.path, buffer.getvalue())
+        saved = buffer.getvalue()
+        # torch.load does not notice a bit of a tensor that has flipped.
+        write(self.path, hashlib.sha256(saved).digest(), saved)
         self._last = time.monotonic()
         if asked:
             assert self.stop.code is not None

@@ -3,6 +3,7 @@
 import platform
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -193,15 +194,16 @@ def train_run(
             workers=workers,
             pinned=device.pinned,
         )
-        held_out = held_out_batches(cell, test_images, device)
-        network = make_network(cell, seed, device.torch)
-        history = train(
-            *(network, batches, held_out, recipe),
-            seed=seed,
-            device=device,
-            checkpoint=checkpoint,
-            on_epoch=on_epoch,
-        )
+        with closing(batches):
+            held_out = held_out_batches(cell, test_images, device)
+            network = make_network(cell, seed, device.torch)
+            history = train(
+                *(network, batches, held_out, recipe),
+                seed=seed,
+                device=device,
+                checkpoint=checkpoint,
+                on_epoch=on_epoch,
+            )
     except torch.OutOfMemoryError:
         return None
     except FloatingPointError as error:

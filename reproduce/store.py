@@ -41,16 +41,21 @@ class RunStore:
             DamagedRowsError, OSError: as ``read_rows``.
         """
         with self._lock:  # a line that another process writes at the moment is not torn
-            return {row["run"]: row for row in read_rows(self.path, self._say)}
+            rows = {row["run"]: row for row in read_rows(self.path, self._say)}
+        for run in rows:  # of a process that was killed before it dropped its checkpoint
+            self._checkpoint(run).unlink(missing_ok=True)
+        return rows
 
     def finish(self, row: Row) -> None:
-        """Keep the row, then drop the checkpoint.
+        """Keep the row, unless one came from another folder of the ledger; drop the checkpoint.
 
         Raises:
-            ValueError, OSError: as ``append_row``.
+            ValueError, DamagedRowsError, OSError: as ``append_row`` and ``read_rows``.
         """
         with self._lock:
-            append_row(self.path, row)
+            # First, since a line that is added to a torn one is torn with it.
+            if row["run"] not in self.rows():
+                append_row(self.path, row)
         self._checkpoint(row["run"]).unlink(missing_ok=True)
 
     @contextmanager

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from pemn_ref.checks import check_same
 from pemn_ref.prototype import random_stream
 from reproduce.checkpoint import Checkpoint, CheckpointError
 from reproduce.data.batches import Batch, TrainingBatches
@@ -64,10 +65,10 @@ class _Position:
 
     loss: Tensor
     """Sum over the images of the epoch after those of ``history``."""
-    images: int = 0
-    step: int = 0
-    seconds: float = 0.0
-    history: list[Epoch] = field(default_factory=list)
+    images: int
+    step: int
+    seconds: float
+    history: list[Epoch]
 
 
 def train(
@@ -90,11 +91,11 @@ def train(
     waits for the host.
 
     Raises:
-        FloatingPointError: if the loss of an epoch is not finite.
+        FloatingPointError: if the loss of an epoch is not finite, or the network after the last.
         Stopped, CheckpointError, OSError: as ``checkpoint`` has it.
     """
     optimizer = make_optimizer(recipe, network.trained)
-    at = _Position(torch.zeros((), device=device.torch))
+    at = _Position(torch.zeros((), device=device.torch), images=0, step=0, seconds=0.0, history=[])
     if checkpoint:
         _resume(checkpoint, network, optimizer, at)
     for epoch in range(len(at.history), recipe.epochs):
@@ -126,6 +127,8 @@ def train(
         at.loss.zero_()
         at.images, at.step, at.seconds = 0, 0, 0.0
         on_epoch(at.history)
+    if not all(bool(tensor.isfinite().all()) for tensor in network.tensors.values()):
+        raise FloatingPointError("the network is not finite after its last step")
     return at.history
 
 
@@ -154,18 +157,19 @@ def _resume(
     if content is None:
         return
     try:
-        for name, tensor in network.tensors.items():
-            tensor.copy_(content["tensors"][name])
+        check_same("the tensors are others", content["tensors"], network.tensors)
         optimizer.load_state_dict(content["optimizer"])
-        position = content["position"]
-        at.loss.copy_(position.pop("loss"))
-        at.history = [Epoch(*epoch) for epoch in position.pop("history")]
-        vars(at).update(position)
-    except (LookupError, RuntimeError, TypeError, ValueError) as error:
+        position = _Position(**content["position"])
+        position.history = [Epoch(*epoch) for epoch in position.history]
+    except (LookupError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{checkpoint.path} is not of this version of the program ({error!r}): remove it, and"
             " the run starts anew"
         ) from error
+    for name, tensor in network.tensors.items():
+        tensor.copy_(content["tensors"][name])
+    position.loss = at.loss.copy_(position.loss)
+    vars(at).update(vars(position))
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ So they are the same for any number of worker processes, and after a run was sto
 """
 
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from pemn_ref.prototype import random_stream
 Batch = tuple[Tensor, Tensor]
 """Images (n, channels, height, width) and their class numbers (n,)."""
 Transform = Callable[[Any], Tensor]
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Images(Protocol):
@@ -68,14 +70,45 @@ class _Order(Sampler[list[tuple[int, int]]]):
 def _leave_signals(_: int) -> None:
     """A terminal signals all processes; the main one stops, in its own time, and ends its workers.
 
-    (A worker without it would be gone before the checkpoint is written.)
+    (A worker without it would be gone before the checkpoint is written.) As in the main process, a
+    second SIGTERM ends it at once: so the main one can end a worker that hangs.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+
+
+class _Loader(DataLoader[Batch]):
+    """A DataLoader whose workers leave signals to the main process; torch has no public way."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        # The generator: else it draws from the caller's stream.
+        options |= {"worker_init_fn": _leave_signals, "generator": torch.Generator()}
+        super().__init__(*arguments, **options)
+
+    def _get_iterator(self) -> Any:
+        """Start the workers; signals wait meanwhile, for a worker to say what it does with them."""
+        if sys.platform == "win32":
+            return super()._get_iterator()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        try:
+            return super()._get_iterator()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def close(self) -> None:
+        """End persistent workers, even where the traceback of an error still holds an iterator.
+
+        (They would outlive it, and Python waits for them when it exits.)
+        """
+        workers: Any = self._iterator
+        if workers is not None:
+            workers._shutdown_workers()
 
 
 class TrainingBatches:
-    """The shuffled and augmented batches of any epoch. Workers live as long as this object."""
+    """The shuffled and augmented batches of any epoch. Workers live until it is closed."""
 
     def __init__(
         self,
@@ -88,14 +121,12 @@ class TrainingBatches:
         pinned: bool = False,
     ) -> None:
         self._order = _Order(len(images), batch, seed)
-        self._loader = DataLoader(
+        self._loader = _Loader(
             _Augmented(images, transform, seed),
             batch_sampler=self._order,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=pinned,
-            worker_init_fn=_leave_signals,
-            generator=torch.Generator(),  # else it draws from the caller's stream
         )
 
     def __len__(self) -> int:
@@ -111,15 +142,18 @@ class TrainingBatches:
         batches: Iterator[Batch] = iter(self._loader)
         return batches
 
+    def close(self) -> None:
+        """End the workers."""
+        self._loader.close()
+
 
 def evaluation_batches(
     images: Images, transform: Transform | None, *, batch: int, workers: int
 ) -> Iterable[Batch]:
     """All images in their own order. The same each time, so a caller may keep them in a list."""
     keys = [(0, index) for index in range(len(images))]
-    return DataLoader(
+    return _Loader(
         _Augmented(images, transform, seed=0),
         batch_sampler=[keys[start : start + batch] for start in range(0, len(keys), batch)],
         num_workers=workers,
-        generator=torch.Generator(),
     )

@@ -1,7 +1,10 @@
 """Batches are a function of seed and epoch alone."""
 
+import multiprocessing
 import os
+import signal
 from collections.abc import Iterable
+from contextlib import closing
 
 import pytest
 import torch
@@ -9,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from reproduce.data.augment import make_transform
-from reproduce.data.batches import Batch, TrainingBatches, evaluation_batches
+from reproduce.data.batches import Batch, Images, TrainingBatches, evaluation_batches
 from reproduce.data.datasets import DATASETS, load
 
 # Python 3.12 warns when a process with threads forks; what workers run uses none.
@@ -116,6 +119,48 @@ class WhoReads:
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return torch.zeros(1), os.getpid()
+
+
+def test_close_ends_the_workers_of_iterators_that_are_still_held() -> None:
+    batches = training(workers=2)
+    iterator = batches.epoch(0)
+    next(iterator)
+    assert len(multiprocessing.active_children()) == 2
+    batches.close()
+    assert not multiprocessing.active_children()
+    training(workers=0).close()
+
+
+class Signalled:
+    """Whoever is asked for an image is sent signals first."""
+
+    def __init__(self, *signals: signal.Signals) -> None:
+        self.signals = signals
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        for number in self.signals:
+            os.kill(os.getpid(), number)
+        self.signals = ()
+        return torch.zeros(1), index
+
+
+def labels_by(images: Images, *, train: bool) -> list[int]:
+    """The labels as one worker gives them."""
+    if not train:
+        return [int(n) for _, y in evaluation_batches(images, None, batch=2, workers=1) for n in y]
+    with closing(TrainingBatches(images, None, seed=0, batch=2, workers=1)) as batches:
+        return sorted(int(n) for _, y in batches.epoch(0) for n in y)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_workers_leave_a_first_signal_to_the_main_process(train: bool) -> None:
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGINT)
+    assert labels_by(Signalled(*signals), train=train) == [0, 1, 2, 3]
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        labels_by(Signalled(signal.SIGTERM, signal.SIGTERM), train=train)
 
 
 def test_evaluation_takes_every_image_in_its_order_and_the_same_each_time() -> None:

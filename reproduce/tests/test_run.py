@@ -1,9 +1,14 @@
 """The command as a person runs it, on a small real run."""
 
 import json
+import resource
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +18,7 @@ from reproduce.__main__ import main
 from reproduce.checkpoint import Checkpoint, Stop
 from reproduce.data.datasets import load
 from reproduce.device import open_device
+from reproduce.recipes import RESNET
 from reproduce.run import train_run
 from reproduce.studies import STUDIES
 from reproduce.train import Epoch
@@ -67,6 +73,17 @@ def times_aside(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         }
         for row in rows
     ]
+
+
+@contextmanager
+def full_disk(size: int) -> Iterator[None]:
+    """No file of this process grows beyond ``size`` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture
@@ -253,3 +270,101 @@ def test_ctrl_c_leaves_whole_rows_and_the_next_run_goes_on(command: Command) -> 
     assert f"{3 - done} runs to train; {done} of 3" in output
     assert not list(command.out.glob("checkpoints/*"))
     assert [row["seed"] for row in command.rows()] == [0, 1, 2]
+
+
+def test_time_limit_stops_at_a_checkpoint_and_a_copy_goes_on_too(command: Command) -> None:
+    code, _, errors = command(*SMALL, "--max-minutes", "0")
+    assert code == 4
+    assert errors == f"stopped: all is kept in {command.out}, the same command goes on there\n"
+    assert command.rows() == []
+    assert [path.stem for path in command.out.glob("checkpoints/*")] == RUN_IDS[:1]
+
+    rows = []
+    for out in (command.out, command.out.with_name("copy"), command.out.with_name("anew")):
+        if out.name == "copy":
+            shutil.copytree(command.out, out)
+        command.out = out
+        code, _, errors = command(*SMALL)
+        assert (code, errors) == (0, "")
+        rows.append(times_aside(command.rows()))
+    assert rows[0] == rows[1] == rows[2]
+
+
+def test_damaged_checkpoint_is_one_line_and_exit_code_2(command: Command) -> None:
+    command(*SMALL, "--max-minutes", "0")
+    (path,) = command.out.glob("checkpoints/*")
+    damaged = path.read_bytes()[:-1]
+    path.write_bytes(damaged)
+    code, _, errors = command(*SMALL)
+    assert code == 2
+    assert errors == f"error: {path} is damaged: remove it, and the run starts anew\n"
+    assert path.read_bytes() == damaged
+    path.unlink()
+    assert command(*SMALL)[0] == 0
+
+
+def test_full_disk_is_one_line_and_exit_code_2(command: Command) -> None:
+    command(*SMALL, "--max-minutes", "0")
+    (path,) = command.out.glob("checkpoints/*")
+    before = path.read_bytes()
+    with full_disk(len(before) // 2):
+        code, _, errors = command(*SMALL, "--max-minutes", "0")
+    assert code == 2
+    assert "File too large; --out must name a folder that can be written" in errors
+    assert errors.count("\n") == 1
+    assert [path] == [*command.out.glob("checkpoints/*")]
+    assert path.read_bytes() == before
+    assert command(*SMALL)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("batch", "why"),
+    [
+        (64, "the loss is nan in epoch 1"),
+        (1297, "the network is not finite after its last step"),  # of which no loss tells
+    ],
+)
+def test_run_that_diverges_has_a_failed_row_and_the_next_goes_on(
+    command: Command, monkeypatch: pytest.MonkeyPatch, batch: int, why: str
+) -> None:
+    first, second = STUDY.cells
+    recipe = RESNET.changed(epochs=1, batch=batch, augmentation="plain", weight_decay=1e38)
+    cells = (replace(first, recipe=recipe.changed(learning_rate=1e5)), second)
+    monkeypatch.setitem(STUDIES, "digits", replace(STUDY, cells=cells, seeds=1))
+    code, output, errors = command()
+    assert (code, errors) == (3, "some runs failed or were skipped, as said above\n")
+    assert f"failed: {why}" in output
+    rows = command.rows()
+    assert [row.get("failed") for row in rows] == [why, None]
+    assert (rows[0]["cell"], rows[0]["device"]) == (cells[0].id, "cpu")
+    assert [path.stem for path in command.out.glob("*/*.safetensors")] == [cells[1].run_id(0)]
+    assert not [*command.out.glob("checkpoints/*")]
+    table = [line for line in output.splitlines() if line.startswith((" rp", " cont"))]
+    assert [(line.split()[0], "failed" in line) for line in table] == [
+        *(("rp_1e-2", True), ("control", False))
+    ]
+    assert "figure: " in output
+
+    code, output, _ = command()
+    assert code == 3
+    assert "0 runs to train; 2 of 2" in output
+    assert command.rows() == rows
+
+    code, output, _ = command("--strategy", "rp_1e-2")
+    assert code == 3
+    assert "figure: " not in output
+
+
+def test_runs_without_images_are_skipped_and_the_others_go_on(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = STUDY.cells
+    cells = (replace(first, dataset="tiny-imagenet"), second)
+    monkeypatch.setitem(STUDIES, "digits", replace(STUDY, cells=cells, datasets=(), seeds=2))
+    empty = command.out.with_name("empty")
+    code, output, errors = command("--data", str(empty))
+    assert (code, errors) == (3, "some runs failed or were skipped, as said above\n")
+    (line,) = [line for line in output.splitlines() if line.startswith("skipped")]
+    assert line.startswith("skipped, all runs on tiny-imagenet: ")
+    assert str(empty) in line
+    assert [row["run"] for row in command.rows()] == [second.run_id(0), second.run_id(1)]
