@@ -180,6 +180,12 @@ def plan(
     data: _Data = None,
     out: _Out = Path("runs"),
     ledger: _Rows = None,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="Estimate the rest on so many GPUs, too.")
+    ] = None,
+    cells_per_gpu: Annotated[
+        int | None, typer.Option(min=1, help="The same, with so many cells on each.")
+    ] = None,
 ) -> None:
     """List what run would train, what is done, and what the rest costs on this device.
 
@@ -206,6 +212,8 @@ def plan(
         if (where := folder(name, data)) and not where.exists():
             console.print(f"no {where}: if run cannot get it, it skips all runs on {name}")
     console.print(found.estimate(costs, opened))
+    if gpus or cells_per_gpu:
+        console.print(found.shared_estimate(costs, opened, gpus or 1, cells_per_gpu or 1))
 
 
 @app.command()

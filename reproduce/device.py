@@ -6,7 +6,7 @@ import platform
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -28,6 +28,12 @@ class Device:
     """Whether batches wait in memory from where they can be copied while the device works."""
     workers: int
     """Processes that make batches; 0 where training itself needs the cores."""
+
+    def shared(self, cells: int) -> "Device":
+        """With the workers of one of so many cells on each GPU of this machine."""
+        if not self.workers:
+            return self
+        return replace(self, workers=max(1, self.workers // (cells * torch.cuda.device_count())))
 
     def put(self, batch: Batch) -> Batch:
         """The batch on the device; images in channels-last order, and what comes of them too."""

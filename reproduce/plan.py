@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from heapq import heapreplace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,19 +68,31 @@ class Plan(NamedTuple):
         """Of what is left to train, each once."""
         return list(dict.fromkeys(run.cell for run in self.missing))
 
-    def seconds(self, costs: Mapping[Kind, Cost | None], device: Device) -> float:
-        """Until all is trained that fits on the device."""
-        return sum(
-            run.left * cost.epoch(run.cell, device)
-            for run in self.missing
-            if (cost := costs[kind(run.cell)])
-        )
+    def seconds(self, costs: Mapping[Kind, Cost | None], device: Device, places: int = 1) -> float:
+        """Until all is trained that fits on the device, each place taking the next when free."""
+        ends = [0.0] * places
+        for run in self.missing:
+            if cost := costs[kind(run.cell)]:
+                heapreplace(ends, ends[0] + run.left * cost.epoch(run.cell, device))
+        return max(ends)
 
     def estimate(self, costs: Mapping[Kind, Cost | None], device: Device) -> str:
         """What is left and how long it takes, for people."""
         time = duration(self.seconds(costs, device))
         return (
             f"{len(self.missing)} runs to train, about {time} on {device.torch} ({device.hardware})"
+        )
+
+    def shared_estimate(
+        self, costs: Mapping[Kind, Cost | None], device: Device, gpus: int, cells_per_gpu: int
+    ) -> str:
+        """The same for many cells at once, with what it assumes."""
+        shared = device.shared(cells_per_gpu)
+        time = duration(self.seconds(costs, shared, gpus * cells_per_gpu))
+        return (
+            f"about {time} on {gpus} GPUs with {cells_per_gpu} cells each, assumed, not measured:"
+            f" each GPU like {device.torch} here, each cell as fast as one alone on it, with its"
+            f" share of the cores"
         )
 
 

@@ -80,6 +80,11 @@ def test_command_lists_them_and_what_is_left(
     assert f"one_layer  seed 0  begun: 2 of 25 epochs  {one_layer}" in lines
     assert f"mp         seed 0  to train  {mp}" in lines
     assert "7 runs to train, about " in lines
+    assert "GPUs" not in lines
+    monkeypatch.setattr(sys, "argv", [*command, "--gpus", "2", "--cells-per-gpu", "4"])
+    assert main() == 0
+    *_, last = capsys.readouterr().out.splitlines()
+    assert " on 2 GPUs with 4 cells each, assumed, not measured: each GPU like cpu here" in last
 
 
 def test_plan_of_many_models_has_lines_for_exceptions_alone_and_makes_no_folder(
@@ -154,6 +159,30 @@ def test_time_is_images_by_epochs_by_cost() -> None:
     assert Cost(0.001, 0.006).image(WITH_WORKERS) == 0.0015  # four workers do not keep pace
     costs = {kind(study.cells[0]): None}
     assert plan.seconds(costs, DEVICE) == 0
+
+
+def test_many_places_take_the_next_run_when_they_are_free() -> None:
+    resnet, vit = (PAPER.chosen(models=[name]).cells[0] for name in ("resnet32", "vit"))
+    costs: dict[cost.Kind, Cost | None] = {kind(resnet): Cost(1, 0), kind(vit): Cost(3, 0)}
+    runs = [
+        Standing(c, 0, None, c.recipe.epochs - 1) for c in (resnet, vit, resnet, resnet, resnet)
+    ]
+    plan = Plan(PAPER, runs, [])
+    unit = plan._replace(runs=runs[:1]).seconds(costs, DEVICE)
+    times = [plan.seconds(costs, DEVICE, places) / unit for places in (1, 2, 3, 9)]
+    assert times == pytest.approx([7, 4, 3, 3])
+
+
+def test_workers_of_a_gpu_are_shared_by_its_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    device = replace(DEVICE, workers=16)
+    assert [device.shared(cells).workers for cells in (1, 4, 100)] == [8, 2, 1]
+    assert DEVICE.shared(4) == DEVICE
+    study = PAPER.chosen(models=["resnet32"], strategies=["mp"])
+    costs: dict[cost.Kind, Cost | None] = {kind(study.cells[0]): Cost(0, 0.032)}
+    text = planned(study, 200).shared_estimate(costs, device, 1, 2)
+    # 10,000,000 images of each of two cells, 4 of 16 workers for each: 0.008 s
+    assert text.startswith("about 22.2 h on 1 GPUs with 2 cells each, assumed, not measured: ")
 
 
 def test_cost_of_a_step_is_split_into_that_of_images_and_the_rest(
