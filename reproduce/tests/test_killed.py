@@ -78,6 +78,12 @@ def logs(tmp_path: Path, stream: int) -> list[str]:
     return [path.read_text() for path in sorted(tmp_path.glob(f"log *.{stream}"))]
 
 
+def exit_code(child: BaseProcess) -> int | None:
+    """Once it has ended; None if it hangs."""
+    child.join(20)
+    return child.exitcode
+
+
 def wait_for(path: Path, child: BaseProcess) -> None:
     while not path.exists():
         assert child.is_alive()
@@ -145,16 +151,21 @@ def same(out: Path, whole: Path) -> None:
     assert not [*out.glob("checkpoints/*")]
 
 
+def written(path: Path) -> int | None:
+    """Which file it is: another one after each write."""
+    return path.stat().st_ino if path.exists() else None
+
+
 def finished(child: BaseProcess) -> bool:
     """Whether it ended by itself; else it was killed."""
-    child.join()
-    assert child.exitcode in (0, -signal.SIGKILL)
-    return child.exitcode == 0
+    code = exit_code(child)
+    assert code in (0, -signal.SIGKILL)
+    return code == 0
 
 
 KILLS = 20
-LIFE = 8
-"""A process that is not killed before kills itself in this checkpoint: none ends too early."""
+LIFE = 12
+"""A process that is not killed before kills itself in this checkpoint: none comes to the end."""
 
 
 def test_run_that_is_killed_at_random_ends_as_one_that_is_not(tmp_path: Path, start: Start) -> None:
@@ -167,16 +178,17 @@ def test_run_that_is_killed_at_random_ends_as_one_that_is_not(tmp_path: Path, st
     parts: set[Path] = set()
     position = (0, 0)
     for number in range(KILLS):
-        if number % 3 == 0:
+        if number % 3 == 0:  # in a write
             child = start(train, out, tiny, 1, random.randint(1, LIFE))
         else:
-            before = checkpoint.path.stat().st_ino if checkpoint.path.exists() else None
+            before = written(checkpoint.path)
             child = start(train, out, tiny, 1, LIFE)
-            while number % 3 == 1 and child.is_alive():  # every other one at any moment at all
-                if checkpoint.path.exists() and checkpoint.path.stat().st_ino != before:
-                    break
-                time.sleep(0.001)
-            time.sleep(random.uniform(0, 0.2))
+            if number % 3 == 1:  # while it trains
+                while child.is_alive() and written(checkpoint.path) == before:
+                    time.sleep(0.001)
+                time.sleep(random.uniform(0, 0.05))
+            else:  # at any moment at all
+                time.sleep(random.uniform(0, 0.3))
             child.kill()
         assert not finished(child)
         parts |= {*checkpoint.path.parent.glob("*.part")}
@@ -302,16 +314,14 @@ def test_signal_to_all_its_processes_stops_at_a_checkpoint(
     wait_for(mark, child)
     assert child.pid is not None
     os.killpg(child.pid, number)
-    child.join()
     errors = f"stopped: all is kept in {out}, the same command goes on there\n"
-    assert (child.exitcode, logs(tmp_path, 2)) == (code, [errors])
+    assert (exit_code(child), logs(tmp_path, 2)) == (code, [errors])
     with pytest.raises(ProcessLookupError):  # no worker is left
         os.killpg(child.pid, 0)
 
     steps = steps_of(out)
     child = start(command, out, mark, workers, False, ("--max-minutes", "0"))
-    child.join()
-    assert child.exitcode == 4
+    assert exit_code(child) == 4
     assert steps_of(out) == steps + 1
 
 
