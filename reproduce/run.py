@@ -279,4 +279,5 @@ def held_out_batches(cell: Cell, images: Images, device: Device) -> list[Batch]:
     plain = make_transform("plain", DATASETS[cell.dataset])
     workers = device.workers if plain else 0
     evaluation = evaluation_batches(images, plain, batch=_EVALUATION_BATCH, workers=workers)
-    return [device.put(batch) for batch in evaluation]
+    with closing(evaluation):
+        return [device.put(batch) for batch in evaluation]

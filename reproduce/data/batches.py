@@ -79,16 +79,27 @@ def _leave_signals(_: int) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
-class _Loader(DataLoader[Batch]):
-    """A DataLoader whose workers leave signals to the main process; torch has no public way."""
+class Loader(DataLoader[Batch]):
+    """A DataLoader whose workers leave signals to the main process and live until it is closed.
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        # The generator: else it draws from the caller's stream.
-        options |= {"worker_init_fn": _leave_signals, "generator": torch.Generator()}
-        super().__init__(*arguments, **options)
+    (torch has no public way to either.)
+    """
+
+    def __init__(
+        self, images: _Augmented, order: Iterable[Any], workers: int, pinned: bool = False
+    ) -> None:
+        super().__init__(
+            images,
+            batch_sampler=order,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=pinned,
+            worker_init_fn=_leave_signals,
+            generator=torch.Generator(),  # else it draws from the caller's stream
+        )
 
     def _get_iterator(self) -> Any:
-        """Start the workers; signals wait meanwhile, for a worker to say what it does with them."""
+        """Start the workers. Signals wait until a worker has said what it does with them."""
         if sys.platform == "win32":
             return super()._get_iterator()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
@@ -98,9 +109,9 @@ class _Loader(DataLoader[Batch]):
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def close(self) -> None:
-        """End persistent workers, even where the traceback of an error still holds an iterator.
+        """End the workers, even where the traceback of an error still holds an iterator.
 
-        (They would outlive it, and Python waits for them when it exits.)
+        (Python would wait for them when it exits.)
         """
         workers: Any = self._iterator
         if workers is not None:
@@ -121,13 +132,7 @@ class TrainingBatches:
         pinned: bool = False,
     ) -> None:
         self._order = _Order(len(images), batch, seed)
-        self._loader = _Loader(
-            _Augmented(images, transform, seed),
-            batch_sampler=self._order,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=pinned,
-        )
+        self._loader = Loader(_Augmented(images, transform, seed), self._order, workers, pinned)
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -149,11 +154,8 @@ class TrainingBatches:
 
 def evaluation_batches(
     images: Images, transform: Transform | None, *, batch: int, workers: int
-) -> Iterable[Batch]:
+) -> Loader:
     """All images in their own order. The same each time, so a caller may keep them in a list."""
     keys = [(0, index) for index in range(len(images))]
-    return _Loader(
-        _Augmented(images, transform, seed=0),
-        batch_sampler=[keys[start : start + batch] for start in range(0, len(keys), batch)],
-        num_workers=workers,
-    )
+    order = [keys[start : start + batch] for start in range(0, len(keys), batch)]
+    return Loader(_Augmented(images, transform, seed=0), order, workers)

@@ -163,6 +163,15 @@ def test_workers_leave_a_first_signal_to_the_main_process(train: bool) -> None:
         labels_by(Signalled(signal.SIGTERM, signal.SIGTERM), train=train)
 
 
+@pytest.mark.parametrize("train", [True, False])
+def test_workers_leave_it_as_they_begin(train: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def seed(_: int) -> None:  # what torch does then
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(torch, "manual_seed", seed)
+    assert labels_by(Signalled(), train=train) == [0, 1, 2, 3]
+
+
 def test_evaluation_takes_every_image_in_its_order_and_the_same_each_time() -> None:
     plain = make_transform("plain", DATASETS["cifar10"])
     batches = evaluation_batches(pictures(), plain, batch=8, workers=0)

@@ -1,5 +1,6 @@
 """A run that is stopped and goes on ends as one that was not; a checkpoint is whole or refused."""
 
+import multiprocessing
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -88,6 +89,7 @@ class Run:
         with pytest.raises(Stopped) as caught:
             self.go_on(stop)
         assert caught.value.code == stop.code
+        assert not multiprocessing.active_children()  # though the traceback is still held
 
     @property
     def steps(self) -> int:
@@ -134,11 +136,34 @@ def test_so_does_one_whose_batches_are_made_by_workers(tmp_path: Path) -> None:
     same_after_a_stop_at_every_step(whole, Run(tmp_path / "pieces", cell, images, workers=2))
 
 
+class Broken:
+    """Images that cannot be read."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        raise ValueError("no image")
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_no_worker_is_left_where_images_cannot_be_read(tmp_path: Path, broken: int) -> None:
+    cell, (train_images, test_images) = augmented()
+    images = (Broken(), test_images) if broken == 0 else (train_images, Broken())
+    run = Run(tmp_path / "run", cell, images, workers=2)
+    with pytest.raises(ValueError, match="no image") as caught:
+        run.go_on()
+    assert caught.tb
+    assert not multiprocessing.active_children()
+
+
 def test_run_goes_on_in_a_copy_of_its_folder(tmp_path: Path) -> None:
     one = Run(tmp_path / "one", CELL, digits())
     one.stopped(StopAfter(4))
     other = Run(tmp_path / "other", CELL, digits())
     shutil.copytree(tmp_path / "one", tmp_path / "other", dirs_exist_ok=True)
+    other.stopped(StopAfter(1))
+    assert (one.steps, other.steps) == (4, 5)
     assert other.go_on() == one.go_on()
     assert other.file.read_bytes() == one.file.read_bytes()
 
