@@ -279,13 +279,16 @@ def test_time_limit_stops_at_a_checkpoint_and_a_copy_goes_on_too(command: Comman
     assert command.rows() == []
     assert [path.stem for path in command.out.glob("checkpoints/*")] == RUN_IDS[:1]
 
+    copy = shutil.copytree(command.out, command.out.with_name("copy"))
     rows = []
-    for out in (command.out, command.out.with_name("copy"), command.out.with_name("anew")):
-        if out.name == "copy":
-            shutil.copytree(command.out, out)
+    for out in (command.out, copy, command.out.with_name("anew")):
         command.out = out
-        code, _, errors = command(*SMALL)
-        assert (code, errors) == (0, "")
+        assert command(*SMALL, "--max-minutes", "0")[0] == 4
+        (path,) = out.glob("checkpoints/*")
+        content = Checkpoint(path, 60, Stop()).read()
+        assert content is not None
+        assert content["position"]["step"] == (1 if out.name == "anew" else 2)
+        assert command(*SMALL)[0] == 0
         rows.append(times_aside(command.rows()))
     assert rows[0] == rows[1] == rows[2]
 

@@ -112,18 +112,18 @@ class Folder(RuleBasedStateMachine):
     holder = precondition(lambda self: self.held)
 
     @holder
-    @rule(data=st.data(), stop=st.booleans())
-    def step(self, data: st.DataObject, stop: bool) -> None:
-        process = data.draw(st.sampled_from(sorted(self.held)))
-        run, _ = self.held[process]
+    @rule(stop=st.booleans())
+    def step(self, stop: bool) -> None:
+        """Each process takes one, and stops there if it was asked to."""
         self.steps += 1
         content = {"step": self.steps}
-        asked = Stop(code=143 if stop else None)
-        try:
-            self.stores[process].checkpoint(run, 0, asked).after_step(lambda: content)
-        except Stopped:
-            self.let_go(process)
-        self.kept[run] = self.steps
+        for process, (run, _) in [*self.held.items()]:
+            checkpoint = self.stores[process].checkpoint(run, 0, Stop(code=143 if stop else None))
+            try:
+                checkpoint.after_step(lambda: content)
+            except Stopped:
+                self.let_go(process)
+            self.kept[run] = self.steps
 
     @holder
     @rule(data=st.data())
@@ -205,6 +205,17 @@ def test_torn_row_of_another_process_takes_no_row_with_it(tmp_path: Path) -> Non
             kill_as_it_finishes(one, row_of("a-1"), cut=20)
         two.finish(row_of("b-1"))
     assert one.rows() == {"b-1": row_of("b-1")}
+
+
+def test_checkpoint_goes_with_the_row_even_if_the_process_was_killed_between(
+    tmp_path: Path,
+) -> None:
+    store = RunStore(tmp_path, "study", lambda _: None)
+    store.checkpoint("a-1", 0, Stop()).after_step(lambda: {"step": 1})
+    kill_as_it_finishes(store, row_of("a-1"), cut=0)
+    assert store.started("a-1")
+    assert store.rows() == {"a-1": row_of("a-1")}
+    assert not store.started("a-1")
 
 
 def test_folders_that_share_a_ledger_add_each_row_once(tmp_path: Path) -> None:
