@@ -1,7 +1,7 @@
 """How a cell starts: the loss of its first steps, and what all of it would take at that pace."""
 
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def bench_start(cell: Cell, steps: int, device: Device, data: Path | None) -> Ro
     )
     few = [test_images[i] for i in range(100)]  # no result: too early for one
     recorder = _Recorder(min(steps, recipe.epochs * len(batches)))
-    with suppress(Stopped):
+    with closing(batches), suppress(Stopped):
         train(
             *(make_network(cell, 0, device.torch), batches),
             *(held_out_batches(cell, few, device), recipe),

@@ -1,6 +1,5 @@
 """A run that is stopped and goes on ends as one that was not; a checkpoint is whole or refused."""
 
-import multiprocessing
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from reproduce.data.batches import Images
 from reproduce.data.datasets import load
 from reproduce.device import open_device
 from reproduce.run import train_run
+from reproduce.tests.test_batches import workers_left
 from reproduce.tests.test_run import full_disk, times_aside
 from reproduce.tests.test_train import CELLS
 
@@ -89,7 +89,7 @@ class Run:
         with pytest.raises(Stopped) as caught:
             self.go_on(stop)
         assert caught.value.code == stop.code
-        assert not multiprocessing.active_children()  # though the traceback is still held
+        assert not workers_left()  # though the traceback is still held
 
     @property
     def steps(self) -> int:
@@ -154,7 +154,7 @@ def test_no_worker_is_left_where_images_cannot_be_read(tmp_path: Path, broken: i
     with pytest.raises(ValueError, match="no image") as caught:
         run.go_on()
     assert caught.tb
-    assert not multiprocessing.active_children()
+    assert not workers_left()
 
 
 def test_run_goes_on_in_a_copy_of_its_folder(tmp_path: Path) -> None:
