@@ -1,6 +1,6 @@
 """The experiments of the paper, run with ``python -m reproduce``.
 
-``recipes`` and ``cells`` say what is trained, as data; ``networks`` turns a cell into a function
-and its trained tensors, ``data`` gives the images; ``train`` is the one loop, on any ``device``;
-``rows`` keeps what was measured; ``report`` shows it; ``run`` puts them together.
+Read ``cells`` and ``recipes``, what is trained, as data; ``networks``, from a cell to a function
+and its trained tensors; ``train``, the one loop, on any ``device``; ``run``, which puts them
+together. CONTRIBUTING.md has a map of the rest.
 """

@@ -12,30 +12,25 @@ from torch.nn.functional import cross_entropy
 
 import pemn_ref as pemn
 from pemn_ref.prototype import random_stream
-from reproduce.cells import Cell, ConvMixer, ResNet, ViT
+from reproduce.cells import Cell
 from reproduce.data.augment import make_transform
 from reproduce.data.batches import TrainingBatches
 from reproduce.data.datasets import DATASETS
 from reproduce.device import Device
 from reproduce.networks import make_model, make_network
-from reproduce.recipes import CONVMIXER, RESNET, VIT
+from reproduce.studies import STUDIES
 from reproduce.timing import Ratio, compare
 from reproduce.train import make_optimizer
 
-CELLS = {
-    "ConvMixer d6 w256": Cell(
-        "cifar10", ConvMixer(depth=6, width=256, patch=2, kernel=5), "mp", None, 0.5, CONVMIXER
-    ),
-    "ResNet32": Cell("cifar10", ResNet(depth=32, width=16), "mp", None, 0.5, RESNET),
-    "ViT d6 w256": Cell(
-        "cifar10",
-        ViT(depth=6, width=256, heads=8, head_width=64, mlp=512, patch=4, dropout=0.1),
-        "mp",
-        None,
-        0.5,
-        VIT,
-    ),
-}
+CELLS = (
+    STUDIES["paper"]
+    .chosen(
+        models=["convmixer-d6-w256", "resnet32", "vit-d6-w256"],
+        strategies=["mp"],
+        datasets=["cifar10"],
+    )
+    .cells
+)
 
 
 def training_step(cell: Cell, batch: int, device: Device, *, compiled: bool) -> Callable[[], Any]:
@@ -102,16 +97,16 @@ def bench_steps(
     """All ratios, one after the other; with ``compiled`` those of compiled steps too."""
     timed = partial(compare, pairs=pairs, seconds=seconds, synchronize=device.synchronize)
     modes = (False, True) if compiled else (False,)
-    for name, cell in CELLS.items():
+    for cell in CELLS:
         dense = replace(cell, strategy="dense", density=None)
         for mode in modes:
             yield timed(
-                f"{name}: step masked / dense{', compiled' if mode else ''}",
+                f"{cell.model.label}: step masked / dense{', compiled' if mode else ''}",
                 training_step(cell, batch, device, compiled=mode),
                 training_step(dense, batch, device, compiled=mode),
             )
 
-    for name, cell in CELLS.items():
+    for cell in CELLS:
         drawn = pemn.init_scores(pemn.maskable_shapes(make_model(cell, 0)), seed=0)
         scores = [s.to(device.torch).requires_grad_() for s in drawn.values()]
 
@@ -119,14 +114,14 @@ def bench_steps(
             torch.autograd.backward([make(s).sum() for s in scores])
 
         yield timed(
-            f"{name}: masks by topk / by a full sort, with gradient",
+            f"{cell.model.label}: masks by topk / by a full sort, with gradient",
             lambda: by(partial(pemn.score_mask, density=0.5)),
             lambda: by(partial(sorted_mask, density=0.5)),
         )
 
-    for name, cell in CELLS.items():
+    for cell in CELLS:
         yield timed(
-            f"{name}: a batch augmented by one core / step masked",
+            f"{cell.model.label}: a batch augmented by one core / step masked",
             augmentation(cell, batch),
             training_step(cell, batch, device, compiled=False),
         )

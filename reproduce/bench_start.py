@@ -7,13 +7,11 @@ from typing import Any
 
 from reproduce.cells import Cell
 from reproduce.checkpoint import Checkpoint, Stop, Stopped
-from reproduce.data.augment import make_transform
-from reproduce.data.batches import TrainingBatches
-from reproduce.data.datasets import DATASETS, load
+from reproduce.data.datasets import load
 from reproduce.device import Device
 from reproduce.networks import make_network
 from reproduce.rows import Row
-from reproduce.run import held_out_batches
+from reproduce.run import held_out_batches, training_batches
 from reproduce.timing import conditions
 from reproduce.train import train
 
@@ -47,21 +45,12 @@ def bench_start(cell: Cell, steps: int, device: Device, data: Path | None) -> Ro
         MissingDataError: if the images are not there and cannot be had.
     """
     images, test_images = load(cell.dataset, data)
-    recipe = cell.recipe
-    transform = make_transform(recipe.augmentation, DATASETS[cell.dataset])
-    batches = TrainingBatches(
-        *(images, transform),
-        seed=0,
-        batch=recipe.batch,
-        workers=device.workers if transform else 0,
-        pinned=device.pinned,
-    )
     few = [test_images[i] for i in range(100)]  # no result: too early for one
-    recorder = _Recorder(min(steps, recipe.epochs * len(batches)))
-    with closing(batches), suppress(Stopped):
+    with closing(training_batches(cell, images, 0, device)) as batches, suppress(Stopped):
+        recorder = _Recorder(min(steps, cell.recipe.epochs * len(batches)))
         train(
             *(make_network(cell, 0, device.torch), batches),
-            *(held_out_batches(cell, few, device), recipe),
+            *(held_out_batches(cell, few, device), cell.recipe),
             seed=0,
             device=device,
             checkpoint=recorder,
@@ -80,6 +69,6 @@ def bench_start(cell: Cell, steps: int, device: Device, data: Path | None) -> Ro
         "configuration": cell.configuration,
         "losses": losses,
         "images_per_second": round(seen / seconds, 1),
-        "hours": round(recipe.epochs * len(images) / (seen / seconds) / 3600, 1),
+        "hours": round(cell.recipe.epochs * len(images) / (seen / seconds) / 3600, 1),
         **conditions(device.torch, device.hardware),
     }

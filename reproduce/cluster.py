@@ -9,7 +9,7 @@ import os
 import platform
 import socket
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -28,12 +28,11 @@ from rich.table import Table
 
 from pemn_ref.file import write
 from reproduce.cells import Cell
-from reproduce.checkpoint import Checkpoint, Stop, Stopped, stopping
+from reproduce.checkpoint import Checkpoint, Stopped, stopping
 from reproduce.data.batches import Images
 from reproduce.device import Device, open_device
 from reproduce.rows import Row
-from reproduce.run import TAKEN, Run, describe, train_run
-from reproduce.store import RunStore
+from reproduce.run import TAKEN, Result, Work, describe, train_run
 from reproduce.train import Epoch
 
 
@@ -60,20 +59,13 @@ class Cluster:
         there: float = ray.cluster_resources().get(kind, 0)
         return round(there / share)
 
-    def train(
-        self,
-        runs: Sequence[Run],
-        images: Mapping[str, tuple[Images, Images]],
-        store: RunStore,
-        stop: Stop,
-        every: float,
-        console: Console,
-    ) -> Iterator[tuple[Cell, int, Row | str | None]]:
+    def train(self, work: Work) -> Iterator[Result]:
         """As ``run_study`` has it on one device, but in the order in which runs end.
 
         Raises:
             Stopped: if asked to stop, after the tasks that run have written their checkpoints.
         """
+        runs, images, store, stop, every, console = work
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         news = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
         stored = {dataset: ray.put(pair) for dataset, pair in images.items()}

@@ -7,7 +7,7 @@ from contextlib import closing
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from rich.console import Console
@@ -17,7 +17,7 @@ import pemn_ref as pemn
 from reproduce.cells import Cell, Study
 from reproduce.checkpoint import Checkpoint, Stop
 from reproduce.data.augment import make_transform
-from reproduce.data.batches import Batch, Images, TrainingBatches, evaluation_batches
+from reproduce.data.batches import Batch, Images, TrainingBatches, Transform, evaluation_batches
 from reproduce.data.datasets import DATASETS, load
 from reproduce.data.root import MissingDataError
 from reproduce.device import Device
@@ -37,7 +37,22 @@ _EVALUATION_BATCH = 500
 
 Run = tuple[Cell, int]
 """A cell and a seed."""
+Result = tuple[Cell, int, Row | str | None]
+"""A run with its row, or why it was skipped; None is for a device whose memory is too small."""
 TAKEN = "another process trains it, or has"
+
+
+class Work(NamedTuple):
+    """What a study has still to train, and with what."""
+
+    runs: Sequence[Run]
+    images: Mapping[str, tuple[Images, Images]]
+    """By dataset."""
+    store: RunStore
+    stop: Stop
+    every: float
+    """Seconds from one checkpoint to the next."""
+    console: Console
 
 
 def run_study(
@@ -85,8 +100,8 @@ def run_study(
         except MissingDataError as error:
             console.print(f"skipped, all runs on {dataset}: {error}")
     missing = [(cell, seed) for cell, seed in missing if cell.dataset in images]
-    work = (missing, images, store, stop, every, console)
-    results = _train_here(device, *work) if isinstance(device, Device) else device.train(*work)
+    work = Work(missing, images, store, stop, every, console)
+    results = _train_here(device, work) if isinstance(device, Device) else device.train(work)
     for number, (cell, seed, result) in enumerate(results, start=1):
         if isinstance(result, dict):
             store.finish(result)
@@ -111,20 +126,9 @@ def describe(cell: Cell, seed: int) -> str:
     return f"{cell.model.label}  {cell.dataset}  {cell.name:9}  seed {seed}"
 
 
-def _train_here(
-    device: Device,
-    runs: Sequence[Run],
-    images: Mapping[str, tuple[Images, Images]],
-    store: RunStore,
-    stop: Stop,
-    every: float,
-    console: Console,
-) -> Iterator[tuple[Cell, int, Row | str | None]]:
-    """One run after the other: its row, or why it was skipped.
-
-    None is for a device whose memory is too small. The run stays claimed until the next is asked
-    for.
-    """
+def _train_here(device: Device, work: Work) -> Iterator[Result]:
+    """One run after the other, each claimed until the next is asked for."""
+    runs, images, store, stop, every, console = work
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=sum(cell.recipe.epochs for cell, _ in runs))
         for cell, seed in runs:
@@ -176,9 +180,6 @@ def train_run(
         Stopped, CheckpointError, OSError: as ``train``.
     """
     train_images, test_images = images
-    dataset, recipe = DATASETS[cell.dataset], cell.recipe
-    transform = make_transform(recipe.augmentation, dataset)
-    workers = device.workers if transform else 0  # tensors are faster taken than sent
     row: Row = {
         "run": cell.run_id(seed),
         "cell": cell.id,
@@ -186,19 +187,11 @@ def train_run(
         "configuration": cell.configuration,
     }
     try:
-        batches = TrainingBatches(
-            train_images,
-            transform,
-            seed=seed,
-            batch=recipe.batch,
-            workers=workers,
-            pinned=device.pinned,
-        )
-        with closing(batches):
+        with closing(training_batches(cell, train_images, seed, device)) as batches:
             held_out = held_out_batches(cell, test_images, device)
             network = make_network(cell, seed, device.torch)
             history = train(
-                *(network, batches, held_out, recipe),
+                *(network, batches, held_out, cell.recipe),
                 seed=seed,
                 device=device,
                 checkpoint=checkpoint,
@@ -274,10 +267,27 @@ def evaluate_file(path: Path, device: Device, data: Path | None) -> tuple[str, f
     return cell.name, accuracy(network, held_out_batches(cell, images, device)), len(images)
 
 
+def training_batches(cell: Cell, images: Images, seed: int, device: Device) -> TrainingBatches:
+    """What a network of the cell is trained on; to be closed."""
+    transform = make_transform(cell.recipe.augmentation, DATASETS[cell.dataset])
+    return TrainingBatches(
+        *(images, transform),
+        seed=seed,
+        batch=cell.recipe.batch,
+        workers=_workers(transform, device),
+        pinned=device.pinned,
+    )
+
+
 def held_out_batches(cell: Cell, images: Images, device: Device) -> list[Batch]:
     """What a network of the cell is measured on, put on the device once."""
     plain = make_transform("plain", DATASETS[cell.dataset])
-    workers = device.workers if plain else 0
+    workers = _workers(plain, device)
     evaluation = evaluation_batches(images, plain, batch=_EVALUATION_BATCH, workers=workers)
     with closing(evaluation):
         return [device.put(batch) for batch in evaluation]
+
+
+def _workers(transform: Transform | None, device: Device) -> int:
+    """None for images that are tensors already: they are faster taken than sent."""
+    return device.workers if transform else 0

@@ -40,14 +40,14 @@ def test_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny = ConvMixer(depth=1, width=4, patch=8, kernel=3)
-    cells = {"tiny": Cell("cifar10", tiny, "mp", None, 0.5, CONVMIXER)}
-    monkeypatch.setattr(bench, "CELLS", cells)
+    cell = Cell("cifar10", tiny, "mp", None, 0.5, CONVMIXER)
+    monkeypatch.setattr(bench, "CELLS", (cell,))
     monkeypatch.setattr(bench, "bench_steps", partial(bench.bench_steps, pairs=2, seconds=0))
     rows = run(["steps", "--batch", "2", "--device", "cpu"], tmp_path / "rows", monkeypatch)
     assert [row["what"] for row in rows] == [
-        "tiny: step masked / dense",
-        "tiny: masks by topk / by a full sort, with gradient",
-        "tiny: a batch augmented by one core / step masked",
+        "convmixer-d1-w4: step masked / dense",
+        "convmixer-d1-w4: masks by topk / by a full sort, with gradient",
+        "convmixer-d1-w4: a batch augmented by one core / step masked",
     ]
     assert {row["pairs"] for row in rows} == {2}
     output, _ = capsys.readouterr()
