@@ -4,10 +4,12 @@ The colours are those of Okabe and Ito, which colour-blind readers tell apart; w
 colours the marks do.
 """
 
+import math
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from statistics import fmean
+from textwrap import fill
 from typing import Any
 
 import matplotlib as mpl
@@ -264,7 +266,7 @@ def _unique(heading: str, summaries: Sequence[Summary]) -> Figure:
     Dense and control, which are no answer to how many values suffice, are lines at their mean, in a
     band from the lowest seed to the highest.
     """
-    figure = Figure(figsize=(8, 5.5), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(5, 5), layout="constrained", facecolor="white")  # for a phone, too
     axes = figure.add_subplot()
     axes.set_xscale("log")
     ticks = {}
@@ -288,16 +290,34 @@ def _unique(heading: str, summaries: Sequence[Summary]) -> Figure:
         axes.plot([], [], "o", color=_BLUE, alpha=0.6, label=f"learned mask, a seed, {_n(seeds)}")
     if max(seeds, default=0) > 1:
         axes.plot([], [], "_", color=_BLUE, markersize=16, label="learned mask, mean")
-    # An axis of its own above names the strategies, so that no label covers a point.
-    names = axes.secondary_xaxis("top")
-    names.set_xticks(list(ticks.values()), list(ticks), rotation=60, ha="left", fontsize="small")
-    names.minorticks_off()
+    _name(axes, ticks)
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.set_xlabel("unique weight values stored")
     axes.set_ylabel(
         f"accuracy after the last epoch\n(% of {summaries[0].held_out:,} images held out)"
     )
     axes.grid(axis="y", alpha=0.3)
-    axes.set_title(heading, fontsize="medium")
-    _legend(figure, axes.get_legend_handles_labels()[0])
+    figure.suptitle(fill(heading, 45), fontsize="medium")
+    figure.legend(loc="outside lower center", frameon=False)
     return figure
+
+
+def _name(axes: Axes, ticks: dict[str, int]) -> None:
+    """Names above the values of a logarithmic axis, where none covers a point or another name."""
+    first, last = min(ticks.values(), default=1), max(ticks.values(), default=1)
+    low, high = first / 2, 2 * last
+    axes.set_xlim(low, high)
+    place = 0.0
+    for name, value in sorted(ticks.items(), key=lambda tick: tick[1]):
+        place = max(place + 0.065, math.log(value / low) / math.log(high / low))
+        axes.annotate(
+            name,
+            (value, 1),
+            (place, 1.07),
+            xycoords=axes.get_xaxis_transform(),
+            textcoords="axes fraction",
+            rotation=60,
+            rotation_mode="anchor",
+            fontsize="small",
+            arrowprops={"arrowstyle": "-", "color": _GREY, "shrinkA": 0, "shrinkB": 0},
+        )

@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 
 from reproduce import figures
 from reproduce.cells import PRUNED, Cell
@@ -142,3 +143,16 @@ def test_bytes_on_disk_lie_beside_the_accounting_of_the_paper() -> None:
     assert [x for x, y in points if y == -2] == pytest.approx([80] * 11)
     assert [x for x, y in points if y == -3] == pytest.approx([70] * 3)  # 1 - 300 / 1000
     assert (len(masked), len(pruned)) == (3, 8)
+
+
+def test_names_of_close_values_are_moved_apart() -> None:
+    axes = Figure().add_subplot()
+    axes.set_xscale("log")
+    figures._name(axes, {"one_layer": 22_400, "mp": 16_384, "rp": 1})
+    names = {text.get_text(): text for text in axes.texts if isinstance(text, Annotation)}
+    assert [*names] == ["rp", "mp", "one_layer"]
+    assert [text.xy[0] for text in names.values()] == [1, 16_384, 22_400]
+    places = [text.xyann[0] for text in names.values()]
+    own = axes.transAxes.inverted().transform(axes.transData.transform((16_384, 1)))[0]
+    assert places[1] == pytest.approx(own)
+    assert places[2] == pytest.approx(places[1] + 0.065)
