@@ -1,7 +1,6 @@
 """The benchmarks run; what they measure is not judged here."""
 
 import json
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,20 +11,17 @@ from torch import nn
 
 import pemn_ref as pemn
 from reproduce import bench, bench_cells, bench_file
-from reproduce.__main__ import main
 from reproduce.cells import Cell, ConvMixer
 from reproduce.recipes import CONVMIXER
 from reproduce.studies import STUDIES
+from reproduce.tests.conftest import Command
 from reproduce.timing import compare
 
 
-def run(
-    kind: list[str], out: Path, monkeypatch: pytest.MonkeyPatch
-) -> list[dict[str, float | str | None]]:
-    """What a benchmark writes; its table is left to the caller."""
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr(sys, "argv", ["reproduce", "bench", *kind, "--out", str(out)])
-    assert main() == 0
+def run(command: Command, out: Path, *kind: str) -> tuple[list[dict[str, float | str | None]], str]:
+    """What a benchmark writes, and its table."""
+    code, table, _ = command("bench", *kind, "--out", out)
+    assert code == 0
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     for row in rows:
         assert row["low"] <= row["ratio"] <= row["high"]
@@ -33,35 +29,29 @@ def run(
         assert row["hardware"]
         assert row["threads"] == torch.get_num_threads()
         assert row["torch"] == torch.__version__
-    return rows
+    return rows, table
 
 
-def test_steps(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
     tiny = ConvMixer(depth=1, width=4, patch=8, kernel=3)
     cell = Cell("cifar10", tiny, "mp", None, 0.5, CONVMIXER)
     monkeypatch.setattr(bench, "CELLS", (cell,))
     monkeypatch.setattr(bench, "bench_steps", partial(bench.bench_steps, pairs=2, seconds=0))
-    rows = run(["steps", "--batch", "2", "--device", "cpu"], tmp_path / "rows", monkeypatch)
+    rows, table = run(command, tmp_path / "rows", "steps", "--batch", "2", "--device", "cpu")
     assert [row["what"] for row in rows] == [
         "convmixer-d1-w4: step masked / dense",
         "convmixer-d1-w4: masks by topk / by a full sort, with gradient",
         "convmixer-d1-w4: a batch augmented by one core / step masked",
     ]
     assert {row["pairs"] for row in rows} == {2}
-    output, _ = capsys.readouterr()
-    assert all(f"{row['ratio']:.2f}" in output for row in rows)
-    assert f"torch: {torch.__version__}" in " ".join(output.split())
+    assert all(f"{row['ratio']:.2f}" in table for row in rows)
+    assert f"torch: {torch.__version__}" in " ".join(table.split())
 
 
-def test_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
     quick = partial(bench_file.bench_files, (16,), lambda: nn.Linear(300, 300), pairs=2, seconds=0)
     monkeypatch.setattr(bench_file, "bench_files", quick)
-    out = tmp_path / "rows"
-    rows = run(["files"], out, monkeypatch)
+    rows, table = run(command, tmp_path / "rows", "files")
     assert [row["what"] for row in rows] == [
         "pack 16 bits / copy them as bools",
         "unpack 16 bits / copy them as bools",
@@ -70,16 +60,14 @@ def test_files(
     ]
     assert [row["pairs"] for row in rows] == [2, 2, 2, 1]
     assert rows[-1]["milliseconds"] is None
-    assert " 2 " in capsys.readouterr().out
+    assert " 2 " in table
 
 
-def test_cells(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
     short = replace(bench_cells.CELL, recipe=bench_cells.CELL.recipe.changed(epochs=1))
     quick = partial(bench_cells.bench_cells, short, pairs=1)
     monkeypatch.setattr(bench_cells, "bench_cells", quick)
-    rows = run(["cells"], tmp_path / "rows", monkeypatch)
+    rows, table = run(command, tmp_path / "rows", "cells")
     assert [row["what"] for row in rows] == [
         "two cells side by side, a thread each / one after the other, two threads",
         "cells / hours, side by side",
@@ -88,7 +76,7 @@ def test_cells(
     ratio, beside, after = (float(row["ratio"] or 0) for row in rows)
     assert beside * ratio == pytest.approx(after)
     assert beside * float(rows[0]["milliseconds"] or 0) == pytest.approx(2 * 3_600_000)
-    assert "cells / hours" in capsys.readouterr().out
+    assert "cells / hours" in table
 
 
 def test_pairs_alternate_after_two_runs_that_do_not_count() -> None:
@@ -110,21 +98,16 @@ def test_masks_by_a_full_sort_are_those_by_topk() -> None:
     assert all(map(torch.equal, *masks))
 
 
-def test_first_steps_have_the_losses_of_a_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_first_steps_have_the_losses_of_a_run(tmp_path: Path, command: Command) -> None:
     (cell,) = STUDIES["digits"].chosen(strategies=["mp"]).cells
-    arguments = ["--device", "cpu", "--out", str(tmp_path / "runs"), "--strategy", "mp"]
-    monkeypatch.setattr(sys, "argv", ["reproduce", "run", "--seeds", "1", *arguments])
-    assert main() == 0
+    arguments = ("--device", "cpu", "--out", tmp_path / "runs", "--strategy", "mp")
+    assert command("run", "--seeds", "1", *arguments)[0] == 0
     (row,) = (
         json.loads(line) for line in (tmp_path / "runs/digits.jsonl").read_text().splitlines()
     )
     out = tmp_path / "rows"
-    monkeypatch.setattr(
-        sys, "argv", ["reproduce", "bench", "start", cell.id, "--steps", "45", "--out", str(out)]
-    )
-    assert main() == 0
+    code, output, _ = command("bench", "start", cell.id, "--steps", "45", "--out", out)
+    assert code == 0
     (start,) = (json.loads(line) for line in out.read_text().splitlines())
     assert len(start["losses"]) == 45
     last = 1297 - 20 * 64  # images in the last of 21 steps
@@ -134,8 +117,8 @@ def test_first_steps_have_the_losses_of_a_run(
         assert mean == pytest.approx(row["history"][epoch]["loss"], abs=1e-4)
     assert start["images_per_second"] > 0
     assert start["configuration"] == cell.configuration
-    assert f"{start['losses'][-1]:.2f} in the last of 45 steps" in capsys.readouterr().out
+    assert f"{start['losses'][-1]:.2f} in the last of 45 steps" in output
 
-    monkeypatch.setattr(sys, "argv", ["reproduce", "bench", "start", "0123"])
-    assert main() == 2
-    assert "no cell '0123'" in capsys.readouterr().err
+    code, _, errors = command("bench", "start", "0123")
+    assert code == 2
+    assert "no cell '0123'" in errors

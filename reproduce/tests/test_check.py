@@ -2,7 +2,6 @@
 
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,6 @@ from torch import Tensor
 import pemn_ref as pemn
 from reproduce import check as points
 from reproduce import cost, trials
-from reproduce.__main__ import main
 from reproduce.cells import Cell, ConvMixer
 from reproduce.cost import Cost, learned, size
 from reproduce.data.batches import Batch
@@ -29,6 +27,7 @@ from reproduce.recipes import CONVMIXER
 from reproduce.rows import append_row
 from reproduce.store import RunStore
 from reproduce.studies import STUDIES
+from reproduce.tests.conftest import Command
 from reproduce.tests.invented import failed_row_of, write_rows
 from reproduce.train import Epoch
 from reproduce.trials import TrialError, compare_numbers, stop_and_resume, train_briefly
@@ -323,35 +322,23 @@ def test_every_point_is_a_line_and_one_that_fails_stops_no_other(
     assert not list(tmp_path.glob("check-*"))
 
 
-def command(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
-) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error."""
-    monkeypatch.setattr(sys, "argv", ["reproduce", *arguments, "--device", "cpu"])
-    return main(), *capsys.readouterr()
-
-
 @pytest.mark.parametrize(("good", "code"), [(True, 0), (False, 1)])
 def test_exit_code_of_the_command(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    good: bool,
-    code: int,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command, good: bool, code: int
 ) -> None:
     monkeypatch.setattr(points, "check", lambda *_: good)
-    assert command(monkeypatch, capsys, "check", "--out", str(tmp_path)) == (code, "", "")
+    assert command("check", "--device", "cpu", "--out", tmp_path) == (code, "", "")
 
 
-PAPER = ("run", "--all", "--model", "resnet32", "--strategy", "mp", "--out")
+PAPER = ("run", "--all", "--model", "resnet32", "--strategy", "mp", "--device", "cpu", "--out")
 
 
 def test_cells_of_the_paper_are_not_trained_on_a_cpu_without_a_word(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
 ) -> None:
     monkeypatch.setattr(cost, "_measure", lambda *_: Cost(step=0.01, augmentation=0))
     out = tmp_path / "runs"
-    code, output, errors = command(monkeypatch, capsys, *PAPER, str(out))
+    code, output, errors = command(*PAPER, out)
     assert code == 2
     assert output.startswith("2 runs to train, about 2.5 d on cpu")  # 2 * 200 * 533 s
     assert "--on-cpu" in errors
@@ -362,28 +349,22 @@ def test_cells_of_the_paper_are_not_trained_on_a_cpu_without_a_word(
 
 @pytest.mark.parametrize(("good", "code"), [(True, 3), (False, 2)])
 def test_cells_of_the_paper_are_trained_after_a_check_alone(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    good: bool,
-    code: int,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command, good: bool, code: int
 ) -> None:
     def none(name: str, _: Path | None) -> None:
         raise MissingDataError(f"no {name}")
 
     monkeypatch.setattr(points, "check", lambda *_: good)
     monkeypatch.setattr("reproduce.run.load", none)
-    result, output, errors = command(monkeypatch, capsys, *PAPER, str(tmp_path), "--on-cpu")
+    result, output, errors = command(*PAPER, tmp_path, "--on-cpu")
     assert result == code
     assert ("2 runs to train" in output) == good
     assert ("nothing is trained" in errors) == (not good)
 
 
-def test_nothing_is_checked_where_nothing_is_left(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_nothing_is_checked_where_nothing_is_left(tmp_path: Path, command: Command) -> None:
     cells = STUDIES["paper"].chosen(models=["resnet32"], strategies=["mp"]).cells
     write_rows(tmp_path / "paper.jsonl", [failed_row_of(cell) for cell in cells])
-    code, output, _ = command(monkeypatch, capsys, *PAPER, str(tmp_path))
+    code, output, _ = command(*PAPER, tmp_path)
     assert code == 3
     assert "0 runs to train; 2 of 2" in output

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import pickle
-import sys
 import tarfile
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -16,10 +15,10 @@ import numpy as np
 import pytest
 from torchvision.datasets import CIFAR10, CIFAR100  # type: ignore[import-untyped]
 
-from reproduce.__main__ import main
 from reproduce.data.batches import Images
 from reproduce.data.datasets import DATASETS, load
 from reproduce.data.root import MissingDataError, data_root
+from reproduce.tests.conftest import Command
 
 
 def write(path: Path, content: dict[str, Any]) -> tuple[str, str]:
@@ -118,16 +117,15 @@ STUDY = ("--study", "cifar10-small", "--strategy", "rp_1e-2", "--epochs", "1", "
 
 @pytest.mark.parametrize("named_by", ["--data", "PEMN_DATA"])
 def test_command_trains_on_the_folder_that_is_named(
-    named_by: str, root: Path, monkeypatch: pytest.MonkeyPatch
+    named_by: str, root: Path, monkeypatch: pytest.MonkeyPatch, command: Command
 ) -> None:
     out = root / "out"
-    arguments = [*STUDY, "--out", str(out)]
+    arguments = [*STUDY, "--out", out]
     if named_by == "--data":
-        arguments += ["--data", str(root)]
+        arguments += ["--data", root]
     else:
         monkeypatch.setenv("PEMN_DATA", str(root))
-    monkeypatch.setattr(sys, "argv", ["reproduce", "run", *arguments])
-    assert main() == 0
+    assert command("run", *arguments)[0] == 0
     (row,) = [json.loads(line) for line in (out / "cifar10-small.jsonl").read_text().splitlines()]
     assert row["seed"] == 0
     assert row["held_out"] == 3  # all of the test batch
@@ -135,13 +133,10 @@ def test_command_trains_on_the_folder_that_is_named(
     assert row["configuration"]["recipe"]["augmentation"] == "crop-flip"
 
 
-def test_command_without_data_skips_its_runs_and_says_why(
-    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = [*STUDY, "--out", str(root / "out"), "--data", str(root / "empty")]
-    monkeypatch.setattr(sys, "argv", ["reproduce", "run", *arguments])
-    assert main() == 3
-    lines = capsys.readouterr().out.splitlines()
+def test_command_without_data_skips_its_runs_and_says_why(root: Path, command: Command) -> None:
+    code, output, _ = command("run", *STUDY, "--out", root / "out", "--data", root / "empty")
+    assert code == 3
+    lines = output.splitlines()
     (line,) = [line for line in lines if line.startswith("skipped, all runs on cifar10: ")]
     assert line.endswith("--data or PEMN_DATA")
 

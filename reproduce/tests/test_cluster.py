@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from reproduce.__main__ import main
 from reproduce.data.datasets import load
 from reproduce.store import RunStore
 from reproduce.studies import STUDIES
+from reproduce.tests.conftest import Command, exit_code
 from reproduce.tests.test_run import times_aside
 
 needs_ray = pytest.mark.skipif(not find_spec("ray"), reason="needs the extra ray")
@@ -114,9 +114,7 @@ def rows(out: Path) -> list[dict[str, Any]]:
 
 def train_here(out: Path) -> None:
     """The runs one after the other, without Ray."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["reproduce", *RUNS, "--device", "cpu", "--out", str(out)])
-        assert main() == 0
+    assert exit_code(*RUNS, "--device", "cpu", "--out", out) == 0
 
 
 @pytest.fixture(scope="module")
@@ -203,23 +201,14 @@ def test_killed_driver_goes_on_where_it_was_on_a_running_cluster(
         cluster.wait()
 
 
-def fails(
-    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> str:
-    """The one line that the command prints before it ends with exit code 2."""
-    monkeypatch.setattr(sys, "argv", ["reproduce", "run", *arguments])
-    assert main() == 2
-    output, errors = capsys.readouterr()
-    assert (output, errors.count("\n")) == ("", 1)
-    return errors
-
-
 def test_without_ray_a_line_says_how_to_get_it(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, command: Command
 ) -> None:
     monkeypatch.delitem(sys.modules, "reproduce.cluster", raising=False)
     monkeypatch.setitem(sys.modules, "ray", None)
-    assert "pip install 'pemn-ref[ray]'" in fails(["--ray"], monkeypatch, capsys)
+    code, output, errors = command("run", "--ray")
+    assert (code, output, errors.count("\n")) == (2, "", 1)
+    assert "pip install 'pemn-ref[ray]'" in errors
 
 
 @pytest.mark.parametrize(
@@ -240,12 +229,11 @@ def test_without_ray_a_line_says_how_to_get_it(
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
-    arguments: list[str],
-    named: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    arguments: list[str], named: str, command: Command
 ) -> None:
-    assert named in fails(arguments, monkeypatch, capsys)
+    code, output, errors = command("run", *arguments)
+    assert (code, output, errors.count("\n")) == (2, "", 1)
+    assert named in errors
 
 
 @needs_ray
@@ -289,9 +277,7 @@ def test_terminal_shows_a_table_and_only_starts_as_lines() -> None:
     assert "second" not in shown[shown.rindex("first") :]
 
 
-def test_job_scripts_run_what_there_is(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_job_scripts_run_what_there_is(monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
     page = Path(__file__).parents[1] / "CLUSTER.md"
     ray_job, array = re.findall(r"```bash\n(.*?)```", page.read_text(), flags=re.DOTALL)
     cells = STUDIES["paper"].chosen().cells
@@ -316,9 +302,8 @@ def test_job_scripts_run_what_there_is(
         "ray symmetric-run --address one:6379 --min-nodes 2 --num-cpus 64"
     )
     assert f"--only {cells[-1].id} " in commands[1]
-    monkeypatch.setattr(sys, "argv", ["reproduce", "run", "--help"])
-    assert main() == 0
-    known = capsys.readouterr().out
-    for command in commands:
-        _, options = command.split("python -m reproduce run ")
+    code, known, _ = command("run", "--help")
+    assert code == 0
+    for line in commands:
+        _, options = line.split("python -m reproduce run ")
         assert all(option in known for option in re.findall("--[a-z-]+", options))

@@ -3,7 +3,6 @@
 import json
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,40 +14,23 @@ import pemn_ref as pemn
 import spec_tests
 from pemn_ref.file import inspect, load, load_dense, save
 from reproduce import files
-from reproduce.__main__ import main
 from reproduce.cells import Cell
 from reproduce.networks import make_model
 from reproduce.studies import STUDIES
+from reproduce.tests.conftest import Command, exit_code
 
 NAMES = [cell.name for cell in STUDIES["digits"].chosen(models=["vit"]).cells]
 VIT = STUDIES["digits"].chosen(models=["vit"]).shortened(1)
 CELLS = dict(zip(NAMES, VIT.cells, strict=True))
-
-Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One epoch of every strategy that the transformers of the digits have."""
     folder = tmp_path_factory.mktemp("runs")
-    command = ["reproduce", "run", "--model", "vit", "--epochs", "1", "--seeds", "1"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [*command, "--device", "cpu", "--out", str(folder)])
-        assert main() == 0
+    arguments = ("--model", "vit", "--epochs", "1", "--seeds", "1", "--device", "cpu")
+    assert exit_code("run", *arguments, "--out", folder) == 0
     return folder
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs ``python -m reproduce``: exit code, standard output, standard error."""
-
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setenv("COLUMNS", "80")
-        monkeypatch.setattr(sys, "argv", ["reproduce", *map(str, arguments)])
-        code = main()
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def row_of(out: Path, cell: Cell) -> dict[str, Any]:

@@ -1,36 +1,17 @@
 """The page of a ledger, the committed one first of all; and the commands around it."""
 
 import re
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
-from reproduce.__main__ import main
 from reproduce.page import NAME, make_page
 from reproduce.studies import STUDIES
+from reproduce.tests.conftest import Command
 from reproduce.tests.invented import failed_row_of, row_of, rows_of, write_rows
 
 RESULTS = Path(__file__).parents[1] / "results"
 DIGITS = STUDIES["digits"].chosen()
 MP = DIGITS.chosen(strategies=["mp"]).cells[0]
 CANARY = STUDIES["paper"].cells[0]
-
-
-Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs ``python -m reproduce`` in this process: exit code, standard output and error."""
-
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["reproduce", *map(str, arguments)])
-        code = main()
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def test_committed_page_is_current() -> None:

@@ -1,7 +1,6 @@
 """What is done, begun, failed or stale is told apart; costs are counted right and scale."""
 
 import gc
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +10,6 @@ from rich.console import Console
 from torch.profiler import ProfilerActivity, profile
 
 from reproduce import cost
-from reproduce.__main__ import main
 from reproduce.bench import training_step
 from reproduce.cells import Cell, ConvMixer, Study
 from reproduce.checkpoint import Stop, Stopped
@@ -24,6 +22,7 @@ from reproduce.recipes import CONVMIXER
 from reproduce.run import train_run
 from reproduce.store import RunStore
 from reproduce.studies import STUDIES
+from reproduce.tests.conftest import Command
 from reproduce.tests.invented import failed_row_of, row_of, write_rows
 
 DEVICE = open_device("cpu")
@@ -65,13 +64,10 @@ def test_runs_are_done_failed_begun_or_to_train(out: Path) -> None:
     assert {run.state for run in read_plan(DIGITS, [1], out).runs} == {"to train"}
 
 
-def test_command_lists_them_and_what_is_left(
-    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command = ["reproduce", "plan", "--device", "cpu", "--out", str(out), "--seeds", "1"]
-    monkeypatch.setattr(sys, "argv", command)
-    assert main() == 0
-    lines, _ = capsys.readouterr()
+def test_command_lists_them_and_what_is_left(out: Path, command: Command) -> None:
+    arguments = ("plan", "--device", "cpu", "--out", out, "--seeds", "1")
+    code, lines, _ = command(*arguments)
+    assert code == 0
     group, *_ = (line.split() for line in lines.splitlines() if "convmixer-d2-w32" in line)
     assert group[1:7] == ["digits", "9", "1", "1", "1", "1"]  # runs, done, begun, failed, stale
     dense, mask, one_layer, mp = (cell.run_id(0) for cell in DIGITS.cells[:4])
@@ -81,21 +77,19 @@ def test_command_lists_them_and_what_is_left(
     assert f"mp         seed 0  to train  {mp}" in lines
     assert "7 runs to train, about " in lines
     assert "GPUs" not in lines
-    monkeypatch.setattr(sys, "argv", [*command, "--gpus", "2", "--cells-per-gpu", "4"])
-    assert main() == 0
-    *_, last = capsys.readouterr().out.splitlines()
+    code, lines, _ = command(*arguments, "--gpus", "2", "--cells-per-gpu", "4")
+    assert code == 0
+    *_, last = lines.splitlines()
     assert " on 2 GPUs with 4 cells each, assumed, not measured: each GPU like cpu here" in last
 
 
 def test_plan_of_many_models_has_lines_for_exceptions_alone_and_makes_no_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, command: Command
 ) -> None:
     out = tmp_path / "runs"
     models = [argument for name in ("resnet", "vit") for argument in ("--model", name)]
-    arguments = ["--device", "cpu", "--out", str(out), "--data", str(tmp_path), *models]
-    monkeypatch.setattr(sys, "argv", ["reproduce", "plan", *arguments])
-    assert main() == 0
-    output, _ = capsys.readouterr()
+    code, output, _ = command("plan", "--device", "cpu", "--out", out, "--data", tmp_path, *models)
+    assert code == 0
     assert "resnet8" in output
     assert "vit-d2-w32" in output
     assert "seed 0" not in output
@@ -103,30 +97,24 @@ def test_plan_of_many_models_has_lines_for_exceptions_alone_and_makes_no_folder(
 
 
 def test_plan_says_where_data_is_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
 ) -> None:
     monkeypatch.setattr(cost, "_measure", lambda *_: Cost(1, 0))
     monkeypatch.setattr("reproduce.plan.size", lambda _: cost.Size(0, 0, 0, 0, 0, 0))
     (tmp_path / "cifar-100-python").mkdir()
-    arguments = ["--all", "--model", "resnet32", "--data", str(tmp_path), "--out", "none"]
-    monkeypatch.setattr(sys, "argv", ["reproduce", "plan", "--device", "cpu", *arguments])
-    assert main() == 0
-    output, _ = capsys.readouterr()
+    arguments = ("--all", "--model", "resnet32", "--data", tmp_path, "--out", "none")
+    code, output, _ = command("plan", "--device", "cpu", *arguments)
+    assert code == 0
     assert f"no {tmp_path / 'cifar-10-batches-py'}" in output
     assert "cifar-100-python" not in output
 
 
-def test_damaged_checkpoint_is_one_line_and_exit_code_2(
-    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_damaged_checkpoint_is_one_line_and_exit_code_2(out: Path, command: Command) -> None:
     (path,) = (out / "checkpoints").iterdir()
     path.write_bytes(b"torn")
-    monkeypatch.setattr(sys, "argv", ["reproduce", "plan", "--device", "cpu", "--out", str(out)])
-    assert main() == 2
-    output, errors = capsys.readouterr()
-    assert output == ""
+    code, output, errors = command("plan", "--device", "cpu", "--out", out)
+    assert (code, output, errors.count("\n")) == (2, "", 1)
     assert f"{path} is damaged" in errors
-    assert errors.count("\n") == 1
 
 
 def test_table_of_the_paper_fits_80_columns_and_has_a_line_for_each_group() -> None:

@@ -8,19 +8,19 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from reproduce.__main__ import main
 from reproduce.checkpoint import Checkpoint, Stop
 from reproduce.data.datasets import load
 from reproduce.device import open_device
 from reproduce.recipes import RESNET
 from reproduce.run import train_run
 from reproduce.studies import STUDIES
+from reproduce.tests.conftest import Command
 from reproduce.train import Epoch
 
 SMALL = ("--epochs", "1", "--seeds", "2", "--strategy", "rp_1e-2", "--strategy", "control")
@@ -36,25 +36,16 @@ runpy.run_module("reproduce", run_name="__main__", alter_sys=True)
 """
 
 
-class Command:
+@dataclass
+class RunCommand:
     """Runs ``python -m reproduce run`` in this process, into a folder of the test."""
 
-    def __init__(
-        self,
-        out: Path,
-        monkeypatch: pytest.MonkeyPatch,
-        capsys: pytest.CaptureFixture[str],
-    ) -> None:
-        self.out = out
-        self._monkeypatch = monkeypatch
-        self._capsys = capsys
+    out: Path
+    command: Command
 
     def __call__(self, *arguments: str) -> tuple[int, str, str]:
         """Exit code, standard output and standard error."""
-        command = ["reproduce", "run", "--device", "cpu", "--out", str(self.out), *arguments]
-        self._monkeypatch.setattr(sys, "argv", command)
-        code = main()
-        return code, *self._capsys.readouterr()
+        return self.command("run", "--device", "cpu", "--out", self.out, *arguments)
 
     def rows(self, study: str = "digits") -> list[dict[str, Any]]:
         """What is in the file of rows."""
@@ -87,13 +78,11 @@ def full_disk(size: int) -> Iterator[None]:
 
 
 @pytest.fixture
-def command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Command:
-    return Command(tmp_path / "out", monkeypatch, capsys)
+def command(tmp_path: Path, command: Command) -> RunCommand:
+    return RunCommand(tmp_path / "out", command)
 
 
-def test_rows_table_and_figure_are_made_once(command: Command) -> None:
+def test_rows_table_and_figure_are_made_once(command: RunCommand) -> None:
     code, output, errors = command(*SMALL)
     assert (code, errors) == (0, "")
     assert "demonstration, not a cell of the paper" in output
@@ -111,7 +100,7 @@ def test_rows_table_and_figure_are_made_once(command: Command) -> None:
     assert command.rows() == first
 
 
-def test_row_says_what_was_measured_with_what(command: Command) -> None:
+def test_row_says_what_was_measured_with_what(command: RunCommand) -> None:
     command(*SMALL)
     row = command.rows()[0]
     cell = STUDY.cells[0]
@@ -148,7 +137,7 @@ def test_headline_is_the_last_epoch_and_the_best_stands_beside_it(
 
 
 def test_run_that_fails_is_in_the_table_and_in_no_figure(
-    command: Command, monkeypatch: pytest.MonkeyPatch
+    command: RunCommand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: object, **__: object) -> None:
         raise FloatingPointError("the loss is nan")
@@ -161,7 +150,7 @@ def test_run_that_fails_is_in_the_table_and_in_no_figure(
     assert not list(command.out.glob("*.png"))
 
 
-def test_same_command_gives_the_same_rows_times_aside(command: Command) -> None:
+def test_same_command_gives_the_same_rows_times_aside(command: RunCommand) -> None:
     runs = []
     for name in ("one", "two"):
         command.out = command.out.with_name(name)
@@ -170,7 +159,7 @@ def test_same_command_gives_the_same_rows_times_aside(command: Command) -> None:
     assert runs[0] == runs[1]
 
 
-def test_torn_row_is_moved_aside_and_trained_again(command: Command) -> None:
+def test_torn_row_is_moved_aside_and_trained_again(command: RunCommand) -> None:
     command(*SMALL)
     path = command.out / "digits.jsonl"
     whole = command.rows()
@@ -183,7 +172,7 @@ def test_torn_row_is_moved_aside_and_trained_again(command: Command) -> None:
 
 
 @pytest.mark.parametrize("family", ["vit", "resnet"])
-def test_other_families_train_beside_the_first(command: Command, family: str) -> None:
+def test_other_families_train_beside_the_first(command: RunCommand, family: str) -> None:
     code, output, errors = command("--model", family, "--epochs", "1", "--seeds", "1")
     assert (code, errors) == (0, "")
     assert f"a small {family} on 8x8 digits" in output.lower()
@@ -217,7 +206,7 @@ def test_other_families_train_beside_the_first(command: Command, family: str) ->
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
-    command: Command, arguments: list[str], named: str
+    command: RunCommand, arguments: list[str], named: str
 ) -> None:
     code, output, errors = command(*arguments)
     assert (code, output) == (2, "")
@@ -226,7 +215,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert not command.out.exists()
 
 
-def test_folder_that_cannot_be_is_one_line_and_exit_code_2(command: Command) -> None:
+def test_folder_that_cannot_be_is_one_line_and_exit_code_2(command: RunCommand) -> None:
     command.out.write_text("a file")
     code, _, errors = command(*SMALL)
     assert code == 2
@@ -234,7 +223,7 @@ def test_folder_that_cannot_be_is_one_line_and_exit_code_2(command: Command) -> 
     assert errors.count("\n") == 1
 
 
-def test_damaged_rows_are_one_line_and_exit_code_2(command: Command) -> None:
+def test_damaged_rows_are_one_line_and_exit_code_2(command: RunCommand) -> None:
     command.out.mkdir()
     (command.out / "digits.jsonl").write_text('no row\n{"run": "x"}\n')
     code, _, errors = command(*SMALL)
@@ -243,7 +232,7 @@ def test_damaged_rows_are_one_line_and_exit_code_2(command: Command) -> None:
     assert errors.count("\n") == 1
 
 
-def test_ctrl_c_leaves_whole_rows_and_the_next_run_goes_on(command: Command) -> None:
+def test_ctrl_c_leaves_whole_rows_and_the_next_run_goes_on(command: RunCommand) -> None:
     arguments = ["--epochs", "20", "--strategy", "rp_1e-2", "--seeds", "3"]
     child = subprocess.Popen(
         [sys.executable, "-c", UNDER_SIGINT, "run", "--out", str(command.out), *arguments],
@@ -272,7 +261,7 @@ def test_ctrl_c_leaves_whole_rows_and_the_next_run_goes_on(command: Command) -> 
     assert [row["seed"] for row in command.rows()] == [0, 1, 2]
 
 
-def test_time_limit_stops_at_a_checkpoint_and_a_copy_goes_on_too(command: Command) -> None:
+def test_time_limit_stops_at_a_checkpoint_and_a_copy_goes_on_too(command: RunCommand) -> None:
     code, _, errors = command(*SMALL, "--max-minutes", "0")
     assert code == 4
     assert errors == f"stopped: all is kept in {command.out}, the same command goes on there\n"
@@ -293,7 +282,7 @@ def test_time_limit_stops_at_a_checkpoint_and_a_copy_goes_on_too(command: Comman
     assert rows[0] == rows[1] == rows[2]
 
 
-def test_damaged_checkpoint_is_one_line_and_exit_code_2(command: Command) -> None:
+def test_damaged_checkpoint_is_one_line_and_exit_code_2(command: RunCommand) -> None:
     command(*SMALL, "--max-minutes", "0")
     (path,) = command.out.glob("checkpoints/*")
     damaged = path.read_bytes()[:-1]
@@ -306,7 +295,7 @@ def test_damaged_checkpoint_is_one_line_and_exit_code_2(command: Command) -> Non
     assert command(*SMALL)[0] == 0
 
 
-def test_full_disk_is_one_line_and_exit_code_2(command: Command) -> None:
+def test_full_disk_is_one_line_and_exit_code_2(command: RunCommand) -> None:
     command(*SMALL, "--max-minutes", "0")
     (path,) = command.out.glob("checkpoints/*")
     before = path.read_bytes()
@@ -328,7 +317,7 @@ def test_full_disk_is_one_line_and_exit_code_2(command: Command) -> None:
     ],
 )
 def test_run_that_diverges_has_a_failed_row_and_the_next_goes_on(
-    command: Command, monkeypatch: pytest.MonkeyPatch, batch: int, why: str
+    command: RunCommand, monkeypatch: pytest.MonkeyPatch, batch: int, why: str
 ) -> None:
     first, second = STUDY.cells
     recipe = RESNET.changed(epochs=1, batch=batch, augmentation="plain", weight_decay=1e38)
@@ -359,7 +348,7 @@ def test_run_that_diverges_has_a_failed_row_and_the_next_goes_on(
 
 
 def test_runs_without_images_are_skipped_and_the_others_go_on(
-    command: Command, monkeypatch: pytest.MonkeyPatch
+    command: RunCommand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = STUDY.cells
     cells = (replace(first, dataset="tiny-imagenet"), second)
