@@ -18,9 +18,9 @@ _HOW = """\
 # What was measured
 
 Each line of `STUDY.jsonl` in this folder is a finished run: its configuration, accuracy epoch by
-epoch, sizes, times, device, versions and commit. `python -m reproduce run --ledger` with the name
-of this folder adds lines, `ledger merge` takes those of another machine, and `figures` makes this
-page and its pictures from them."""
+epoch, sizes, times, device, versions and commit. `python -m reproduce run --ledger FOLDER` adds
+lines to that folder, `ledger merge` takes those of another machine, and `figures` makes this page
+and its pictures from them."""
 
 
 _Studies = dict[str, tuple[list[Study], list[Row]]]

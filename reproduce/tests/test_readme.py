@@ -1,7 +1,9 @@
 """What the README shows is what happens: its example, its table of strategies, its picture."""
 
 import re
+import shlex
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from reproduce.data.datasets import load
 from reproduce.device import open_device
 from reproduce.drawing import draw_algorithm
 from reproduce.models.convmixer import ConvMixer
+from reproduce.tests.conftest import Command
 from reproduce.train import train
 from spec_tests import clauses, gallery
 
@@ -95,6 +98,28 @@ def test_examples_of_the_contributing_page_work(
     made = gallery.GALLERY[-1]
     assert gallery.failure(new, pemn) is None
     assert isinstance(gallery.failure(new, made.build()), AssertionError)
+
+
+def commands_shown() -> list[str]:
+    """All of ``python -m reproduce`` that a page shows, each once."""
+    pages = [README, CONTRIBUTING, *sorted((README.parent / "reproduce").rglob("*.md"))]
+    found = [
+        re.findall(r"python -m reproduce ([a-z][^`#:\n]*)", page.read_text()) for page in pages
+    ]
+    return [*dict.fromkeys(command.strip() for of_page in found for command in of_page)]
+
+
+@pytest.mark.parametrize("shown", commands_shown() if README.exists() else ())
+def test_commands_that_are_shown_exist_with_their_options(command: Command, shown: str) -> None:
+    words = shlex.split(shown)
+    name = [*takewhile(str.isalpha, words)]  # an option that is not there is seen before --help
+    code, output, errors = command(*name, "--help", *words[len(name) :])
+    assert (code, errors) == (0, "")
+    assert "Usage: " in output
+
+
+def test_commands_that_are_shown_are_found() -> None:
+    assert {"run", "run --all", "table --all", "bench start ID --steps N"} <= {*commands_shown()}
 
 
 def test_map_of_the_code_names_every_module_there_is() -> None:
