@@ -16,6 +16,7 @@ from reproduce.device import Device
 from reproduce.rows import Row
 from reproduce.run import describe
 from reproduce.store import RunStore
+from reproduce.timing import duration
 from reproduce.train import epochs_kept
 
 
@@ -152,18 +153,6 @@ def make_table(plan: Plan, costs: Mapping[Kind, Cost | None], device: Device) ->
             left,
         )
     return table
-
-
-def duration(seconds: float) -> str:
-    """For people.
-
-    >>> duration(7000), duration(250_000)
-    ('117 min', '2.9 d')
-    """
-    units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
-    unit, length = next((unit for unit in units if seconds >= 2 * unit[1]), units[-1])
-    value = seconds / length
-    return f"{value:,.{0 if value >= 100 else 1}f} {unit}"
 
 
 def _is_of(cell: Cell, row: Row) -> bool:

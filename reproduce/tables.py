@@ -12,6 +12,7 @@ from reproduce.cells import Study
 from reproduce.rows import Row
 from reproduce.studies import REPORTED
 from reproduce.summary import Summary, images_error, interval, mean, summarise
+from reproduce.timing import duration
 
 _ACCURACY = {value.cell: value.accuracy for value in REPORTED}
 _PLOTTED = {value.cell: value.compression for value in REPORTED if value.compression is not None}
@@ -119,10 +120,10 @@ def _notes(summaries: Sequence[Summary], rows: Sequence[Row], names: dict[str, s
             if problem in row
         ]
         hardware, torch = row["hardware"], row["versions"]["torch"]
-        where = f"{hardware['name']}, {hardware['threads']} threads, torch {torch}"
+        where = f"{hardware['name']}, threads: {hardware['threads']}, torch {torch}"
         seconds.setdefault(where, []).append(row.get("seconds", 0))
     notes += [
-        f"runs: {len(each)}; hours of training: {sum(each) / 3600:.1f}; on {where}"
+        f"runs: {len(each)}; {duration(sum(each))} of training; on {where}"
         for where, each in seconds.items()
     ]
     return notes

@@ -80,6 +80,18 @@ def _timed(synchronize: Callable[[], object], run: Callable[[], object]) -> floa
     return time.perf_counter() - start
 
 
+def duration(seconds: float) -> str:
+    """For people.
+
+    >>> duration(7000), duration(250_000)
+    ('117 min', '2.9 d')
+    """
+    units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+    unit, length = next((unit for unit in units if seconds >= 2 * unit[1]), units[-1])
+    value = seconds / length
+    return f"{value:,.{0 if value >= 100 else 1}f} {unit}"
+
+
 def conditions(device: torch.device, hardware: str) -> dict[str, str | int]:
     """What the ratios depend on."""
     return {

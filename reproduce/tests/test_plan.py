@@ -17,13 +17,14 @@ from reproduce.cost import Cost, kind, learned, measure, size
 from reproduce.data.datasets import DATASETS, load
 from reproduce.device import Device, open_device
 from reproduce.networks import make_network
-from reproduce.plan import Plan, Standing, duration, make_table, read_plan
+from reproduce.plan import Plan, Standing, make_table, read_plan
 from reproduce.recipes import CONVMIXER
 from reproduce.run import train_run
 from reproduce.store import RunStore
 from reproduce.studies import STUDIES
 from reproduce.tests.conftest import Command
 from reproduce.tests.invented import failed_row_of, row_of, write_rows
+from reproduce.timing import duration
 
 DEVICE = open_device("cpu")
 DIGITS = STUDIES["digits"].chosen()

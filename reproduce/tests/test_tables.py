@@ -133,7 +133,7 @@ def test_notes_say_what_was_measured_with_what() -> None:
     assert notes == [
         "500 images held out: their number alone gives an accuracy a standard error of 1.3 to 2.2"
         " points, which more seeds do not lessen",  # sqrt(90 * 10 / 500), sqrt(50 * 50 / 500)
-        "runs: 2; hours of training: 1.0; on an abacus, 3 threads, torch 0.0",
+        "runs: 2; 60.0 min of training; on an abacus, threads: 3, torch 0.0",
     ]
 
 
@@ -190,4 +190,4 @@ def test_markdown_has_a_heading_a_line_a_cell_and_the_notes() -> None:
     assert lines[0] == "### A title"
     assert lines[2].startswith("| strategy | n | last % |")
     assert lines[4] == "| mp | 1 | 50.0 | - | 51.0 | 1 | 25.00 | 12.50 | 90 |"
-    assert "runs: 1; hours of training: 0.5; on an abacus, 3 threads, torch 0.0." in lines
+    assert "runs: 1; 30.0 min of training; on an abacus, threads: 3, torch 0.0." in lines
