@@ -2,9 +2,10 @@
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import takewhile
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -17,12 +18,16 @@ from reproduce.data.batches import TrainingBatches, evaluation_batches
 from reproduce.data.datasets import load
 from reproduce.device import open_device
 from reproduce.drawing import draw_algorithm
+from reproduce.ledger import read
 from reproduce.models.convmixer import ConvMixer
+from reproduce.studies import STUDIES
+from reproduce.summary import Summary, measured
 from reproduce.tests.conftest import Command
 from reproduce.train import train
 from spec_tests import clauses, gallery
 
 README = Path(__file__).parents[2] / "README.md"
+RESULTS = README.parent / "reproduce" / "results"
 CONTRIBUTING = README.with_name("CONTRIBUTING.md")
 pytestmark = pytest.mark.skipif(not README.exists(), reason="installed without the README")
 
@@ -55,6 +60,31 @@ def test_table_of_strategies() -> None:
         cost = pemn.storage(shapes, eval(strategy))
         assert int(unique.replace(",", "")) == cost.unique
         assert abs(float(percent) - 100 * cost.paper) <= 0.0051
+
+
+OF_CELL: dict[str, Callable[[Summary], str]] = {
+    "mean, %": lambda summary: f"{fmean(summary.last):.1f}",
+    "lowest": lambda summary: f"{min(summary.last):.1f}",
+    "highest": lambda summary: f"{max(summary.last):.1f}",
+    "unique values": lambda summary: f"{summary.storage.unique:,}" if summary.storage else "",
+}
+
+
+@pytest.mark.parametrize(
+    ("head", "study"), [("CIFAR-10", "cifar10-small"), ("8x8 digits", "digits")]
+)
+def test_measured_numbers_are_those_of_the_ledger(head: str, study: str) -> None:
+    table = re.search(rf"^\| {head} \|.*\n(\|.*\n)+", README.read_text(), flags=re.MULTILINE)
+    assert table
+    (_, *names), _, *lines = (
+        [word.strip() for word in line.strip("|").split("|")] for line in table[0].splitlines()
+    )
+    cells = STUDIES[study].chosen().cells
+    summaries = measured(cells, read(RESULTS, study, print))
+    assert [summary.cell.name.replace("rp_", "rp ") for summary in summaries] == names
+    assert {first for first, *_ in lines} <= {*OF_CELL}
+    for first, *words in lines:
+        assert [OF_CELL[first](summary) for summary in summaries] == words
 
 
 @pytest.fixture
