@@ -90,6 +90,7 @@ def title(values: Sequence[Reported]) -> str:
 
 
 def _save(figure: Figure, stem: Path) -> list[Path]:
+    figure.draw_without_rendering()  # ticks fit the size of the axes, and labels then the ticks
     paths = [stem.with_suffix(".png"), stem.with_suffix(".svg")]
     for path, unsteady in zip(paths, ("Software", "Date"), strict=True):
         picture = BytesIO()

@@ -5,19 +5,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
+from PIL import Image
 
 from reproduce import figures
-from reproduce.cells import PRUNED, Cell
+from reproduce.cells import PRUNED, Cell, Study
 from reproduce.figures import PAPER_FIGURES, draw_figures
+from reproduce.ledger import read
 from reproduce.rows import Row
 from reproduce.studies import REPORTED, STUDIES
+from reproduce.summary import measured
 from reproduce.tests.invented import STORAGE, failed_row_of, row_of, rows_of
 
 DIGITS = STUDIES["digits"].chosen()
+FAMILIES = ("convmixer", "resnet", "vit")
 PAPER = STUDIES["paper"]
 STEMS = [
     *("capacity-convmixer", "capacity-vit"),
@@ -156,3 +161,15 @@ def test_names_of_close_values_are_moved_apart() -> None:
     own = axes.transAxes.inverted().transform(axes.transData.transform((16_384, 1)))[0]
     assert places[1] == pytest.approx(own)
     assert places[2] == pytest.approx(places[1] + 0.065)
+
+
+@pytest.mark.parametrize("group", STUDIES["digits"].chosen(models=FAMILIES).groups())
+def test_nothing_is_cut_off(group: Study, tmp_path: Path) -> None:
+    rows = read(Path(figures.__file__).with_name("results"), "digits", print)
+    figure = figures._unique(group.title, measured(group.cells, rows))
+    png, _ = figures._save(figure, tmp_path / "picture")
+    with Image.open(png) as picture:
+        pixels = np.asarray(picture.convert("L"))
+    assert pixels.min() == 0
+    for edge in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]):
+        assert (edge == 255).all()
