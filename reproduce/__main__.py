@@ -54,7 +54,8 @@ _Datasets = Annotated[
     typer.Option("--dataset", help="Only this one, such as cifar10; may be repeated."),
 ]
 _Ids = Annotated[
-    list[str] | None, typer.Option("--only", help="Only the cell of this id; may be repeated.")
+    list[str] | None,
+    typer.Option("--only", help="Only the cell of this id, as its runs have it; may be repeated."),
 ]
 _Seeds = Annotated[
     int | None,
@@ -117,11 +118,11 @@ def run(
 ) -> None:
     """Train the networks of a study with every strategy.
 
-    By default a small ConvMixer on digits, about two minutes on a CPU: a demonstration, not a cell
-    of the paper. The same command goes on where an earlier one was stopped or killed, and any
-    number of processes may share a folder. Before cells of the paper are trained, check looks
-    whether they can be. Exit codes: 0 all done, 2 bad input or files, or a device that fails a
-    check, 3 some runs failed or were skipped, 4 stopped by --max-minutes, 130 and 143 interrupted.
+    By default a small ConvMixer on digits, about a minute of training on a CPU: a demonstration,
+    not a cell of the paper. The same command goes on where an earlier one was stopped or killed,
+    and any number of processes may share a folder. Before cells of the paper are trained, check
+    looks whether they can be. Exit codes: 0 all done, 2 bad input or files, or a device that fails
+    a check, 3 some runs failed or were skipped, 4 stopped by --max-minutes, 130 or 143 interrupted.
     """
     # Imported here: they load torch, for which --help should not wait, and Ctrl-C may come.
     from reproduce.checkpoint import CheckpointError, Stopped, stopping
@@ -371,7 +372,9 @@ def files_(out: _Lines = None) -> None:
 
 @bench.command()
 def start(
-    cell: Annotated[str, typer.Argument(help="The id of a cell of any study; plan lists them.")],
+    cell: Annotated[
+        str, typer.Argument(help="The id of a cell: its runs in plan have it, before the seed.")
+    ],
     steps: Annotated[int, typer.Option(min=1, help="How many.")] = 200,
     device: _DeviceName = None,
     data: _Data = None,
@@ -381,11 +384,12 @@ def start(
 ) -> None:
     """The loss of a cell's first steps, and what all of it would take at that pace."""
     from reproduce.bench_start import bench_start
+    from reproduce.cells import WHERE_IDS_ARE
     from reproduce.studies import STUDIES
 
     found = [c for study in STUDIES.values() for c in study.cells if c.id == cell]
     if not found:
-        raise typer.BadParameter(f"no cell {cell!r} in any study, plan lists them")
+        raise typer.BadParameter(f"no cell {cell!r} in any study: {WHERE_IDS_ARE}")
     row = bench_start(found[0], steps, _open(device), data)
     if out:
         append_row(out, row)
@@ -537,7 +541,7 @@ def main() -> int:
         complain(f"error: {error}")
     except ModuleNotFoundError as error:
         extra = "ray" if error.name == "ray" else "reproduce"
-        complain(f"error: {error}; pip install 'pemn-ref[{extra}]' brings all that is needed")
+        complain(f"error: {error}; pip install '.[{extra}]' in a checkout brings it")
     except typer.Abort:
         complain("interrupted")
         return 130

@@ -64,6 +64,7 @@ class ViT:
 
 
 PRUNED = ("prune_random", "prune_minimum")
+WHERE_IDS_ARE = "plan with one model and one dataset lists its runs as CELL-SEED"
 
 
 @dataclass(frozen=True)
@@ -194,8 +195,8 @@ class Study:
             known = dict.fromkeys(name for cell in cells for name in named(cell))
             for value in asked:
                 if value not in known:
-                    there = "plan lists them" if asked is ids else f"only {', '.join(known)}"
-                    raise ValueError(f"no {what} {value!r} here, {there}")
+                    there = WHERE_IDS_ARE if asked is ids else f"only {', '.join(known)}"
+                    raise ValueError(f"no {what} {value!r} here: {there}")
             wanted = asked or (() if ids else usual)
             cells = tuple(c for c in cells if not wanted or {*named(c)} & {*wanted})
         return replace(self, cells=cells)

@@ -54,3 +54,7 @@ def draw_algorithm(path: Path) -> None:
                 show(axes, tensor, colours="PuOr", low=-limit, high=limit)
             axes.set_xlabel(name, fontsize=11)
     figure.savefig(path, dpi=230)
+
+
+if __name__ == "__main__":
+    draw_algorithm(Path(__file__).with_name("results") / "algorithm.png")

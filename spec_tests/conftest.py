@@ -1,4 +1,4 @@
-"""Loads the options and the default profile; ``--hypothesis-profile=thorough`` is the other one."""
+"""Loads the options and the default profile; ``draws`` has the others."""
 
 import pytest
 import torch

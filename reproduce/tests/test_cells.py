@@ -200,7 +200,7 @@ def test_family_that_the_paper_has_on_one_dataset_is_chosen_by_its_name() -> Non
 
 
 def test_unknown_strategy_is_named_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"'rp_1e-9' here, only dense, mask, .*control"):
+    with pytest.raises(ValueError, match=r"'rp_1e-9' here: only dense, mask, .*control"):
         DIGITS.chosen(strategies=["dense", "rp_1e-9"])
 
 

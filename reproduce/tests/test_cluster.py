@@ -208,7 +208,7 @@ def test_without_ray_a_line_says_how_to_get_it(
     monkeypatch.setitem(sys.modules, "ray", None)
     code, output, errors = command("run", "--ray")
     assert (code, output, errors.count("\n")) == (2, "", 1)
-    assert "pip install 'pemn-ref[ray]'" in errors
+    assert "pip install '.[ray]'" in errors
 
 
 @pytest.mark.parametrize(
