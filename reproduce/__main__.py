@@ -1,6 +1,7 @@
 """The command line: ``python -m reproduce run`` and what can be done with its files."""
 
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -145,9 +146,12 @@ def run(
     else:
         opened = judged = _open(device, wanted.threads)
     chosen = range(seeds or wanted.seeds)
+    start = time.monotonic()
     try:
         if wanted.name == "paper":
             _prepare(read_plan(wanted, chosen, out, ledger), judged, data, out, on_cpu)
+        if max_minutes is not None:
+            max_minutes -= (time.monotonic() - start) / 60  # of the check
         with stopping(max_minutes) as stop:
             complete = run_study(
                 *(wanted, chosen, out, opened, data),

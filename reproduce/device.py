@@ -129,10 +129,17 @@ def open_device(name: str | None = None) -> Device:
     return Device(
         torch.device("cuda", index),
         torch.cuda.get_device_name(index),
-        bfloat16=True,
+        bfloat16=torch.cuda.get_device_capability(index) >= (8, 0),  # else emulated, and slow
         pinned=True,
-        workers=os.cpu_count() or 1,
+        workers=min(16, cores()),  # more do not make batches faster than a GPU takes them
     )
+
+
+def cores() -> int:
+    """Cores that this process may use: of a machine that it shares, not all."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def processor() -> str:

@@ -74,7 +74,9 @@ def masked_network(cell: Cell, model: nn.Module, state: pemn.State) -> Network:
     """The network of a cell with a prototype, made of a state of its ``model``."""
     assert cell.masking is not None
     trained = list(state.rest.values())
-    if cell.strategy != "control":
+    if cell.strategy == "control":
+        state = state._replace(scores={name: s.detach() for name, s in state.scores.items()})
+    else:
         trained += state.scores.values()
     shapes = pemn.maskable_shapes(model)
     storage = pemn.storage(shapes, cell.masking, _others(model, state))

@@ -79,6 +79,7 @@ def run_study(
         CheckpointError: if a checkpoint cannot be gone on from.
         DamagedRowsError, OSError: if rows or checkpoints cannot be read or written.
     """
+    commit()  # of what is loaded now, whatever the checkout is when a run ends
     console = Console(markup=False, highlight=False, soft_wrap=True)
     for group in study.groups():
         console.print(group.title)
@@ -236,13 +237,13 @@ def _conditions(device: Device) -> Row:
             "torchvision": version("torchvision"),
             "pemn_ref": pemn.__version__,
         },
-        "commit": _commit(),
+        "commit": commit(),
     }
 
 
 @cache
-def _commit() -> str | None:
-    """Of the checkout that this is, with ``-dirty`` if it was changed; None where installed."""
+def commit() -> str | None:
+    """Of this checkout at the first call, ``-dirty`` if it was changed; None where installed."""
     here = Path(__file__).parents[1]
     if not (here / ".git").exists():
         return None

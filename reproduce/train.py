@@ -174,9 +174,9 @@ def _resume(
 
 @torch.no_grad()
 def accuracy(network: Network, batches: Iterable[Batch]) -> float:
-    """The fraction of images whose largest logit is that of their label, in full precision.
+    """The fraction of images whose largest logit is that of their label, not in bfloat16.
 
-    (In bfloat16, which has eight bits, the largest two are too often equal.)
+    (It has eight bits: the largest two are too often equal.)
     """
     network.model.eval()
     hits = [network.logits(x).argmax(dim=1) == y for x, y in batches]

@@ -167,16 +167,21 @@ def stop_and_resume(device: Device, folder: Path) -> str:
     whole, parts = (RunStore(folder / name, "digits", print) for name in ("whole", "parts"))
     _end(_start(device, whole), 0)
 
-    child = _start(device, parts)
-    while child.poll() is None and not (parts.out / "locks" / f"{run}.lock").exists():
-        time.sleep(0.02)
-    time.sleep(sum(epoch["seconds"] for epoch in whole.rows()[run]["history"][:2]))
-    child.terminate()
-    _end(child, 128 + signal.SIGTERM)
-    content = parts.checkpoint(run, 0, Stop()).read()
-    if content is None:
-        raise TrialError(f"stopped without a checkpoint: {_NO_STOP}")
-    kept = [Epoch(*epoch) for epoch in content["position"]["history"]]
+    two_epochs = sum(epoch["seconds"] for epoch in whole.rows()[run]["history"][:2])
+    lock = parts.out / "locks" / f"{run}.lock"
+    kept: list[Epoch] = []
+    while not kept:  # a device that was slow to begin has not come so far
+        lock.unlink(missing_ok=True)
+        child = _start(device, parts)
+        while child.poll() is None and not lock.exists():
+            time.sleep(0.02)
+        time.sleep(two_epochs)
+        child.terminate()
+        _end(child, 128 + signal.SIGTERM)
+        content = parts.checkpoint(run, 0, Stop()).read()
+        if content is None:
+            raise TrialError(f"stopped without a checkpoint: {_NO_STOP}")
+        kept = [Epoch(*epoch) for epoch in content["position"]["history"]]
 
     _end(_start(device, parts), 0)
     compare_runs(parts, whole, run, kept, device)

@@ -1,8 +1,7 @@
 """Options and report of the suite: ``--impl``, ``--clause``, ``--known``, ``--clause-report``.
 
-A module of its own, since pytest does not know the options of a conftest when the suite is named
-by ``--pyargs``: from outside of a checkout, ``pytest -p spec_tests.plugin --pyargs spec_tests``, or
-shorter ``python -m spec_tests run``.
+A module of its own, since from outside of a checkout pytest does not know the options of a
+conftest: ``python -m spec_tests run`` names it to pytest.
 """
 
 import importlib

@@ -14,6 +14,7 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine where PyTorch sees two."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
 
 
 def test_cpu_trains_in_full_precision_and_makes_batches_itself() -> None:
@@ -33,6 +34,22 @@ def test_gpu_trains_in_mixed_precision_from_pinned_batches(name: str | None, ind
     assert gpu.hardware == f"GPU {index}"
     assert (gpu.bfloat16, gpu.pinned) == (True, True)
     assert gpu.workers > 0
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_bfloat16_is_not_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    assert not open_device("cuda").bfloat16
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize(("cores", "workers"), [(3, 3), (128, 16)])
+def test_workers_have_the_cores_that_are_ours(
+    monkeypatch: pytest.MonkeyPatch, cores: int, workers: int
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 256)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {*range(cores)}, raising=False)
+    assert open_device("cuda").workers == workers
 
 
 def test_best_device_without_a_gpu_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,6 +125,9 @@ def test_control_is_mp_at_the_same_seed_before_training() -> None:
     networks = {c.name: make(c, seed=3) for c in CONVMIXERS if c.name in ("mp", "control")}
     assert torch.equal(networks["mp"].logits(images), networks["control"].logits(images))
     assert networks["mp"].storage == networks["control"].storage
+    state = networks["control"].state
+    assert state is not None
+    assert not any(scores.requires_grad for scores in state.scores.values())
     shapes = {tuple(tensor.shape) for tensor in networks["control"].trained}
     assert shapes == {(8,)}  # batch-norm alone
 
