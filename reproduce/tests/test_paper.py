@@ -56,7 +56,8 @@ def take_two_steps(cell: Cell) -> None:
     else:
         assert not any(moved("weights").values())
         assert any(moved("scores").values()) == (cell.strategy != "control")
-        assert_reached(network.state.scores)
+        if cell.strategy != "control":
+            assert_reached(network.state.scores)
     assert network.state.weights.keys() == pemn.maskable_shapes(network.model).keys()
 
 
