@@ -32,7 +32,7 @@ from reproduce.checkpoint import Checkpoint, Stopped, stopping
 from reproduce.data.batches import Images
 from reproduce.device import Device, open_device
 from reproduce.rows import Row
-from reproduce.run import TAKEN, Result, Work, commit, describe, train_run
+from reproduce.run import TAKEN, Result, Work, describe, train_run
 from reproduce.train import Epoch
 
 
@@ -139,7 +139,6 @@ def train_task(
     Raises:
         Stopped, CheckpointError, OSError: as ``train_run``.
     """
-    commit()
     torch.set_num_threads(1)
     device = open_device(cluster.device)
     if device.workers:

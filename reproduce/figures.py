@@ -257,8 +257,12 @@ def _handle(label: str, color: str, mark: str, **more: Any) -> Line2D:
     return Line2D([], [], **{"linestyle": "", "color": color, "marker": mark} | more, label=label)
 
 
-def _legend(figure: Figure, handles: Sequence[Artist], note: str | None = None) -> None:
-    figure.legend(handles=handles, title=note, loc="outside lower center", ncols=2, frameon=False)
+def _legend(
+    figure: Figure, handles: Sequence[Artist], note: str | None = None, columns: int = 2
+) -> None:
+    figure.legend(
+        handles=handles, title=note, loc="outside lower center", ncols=columns, frameon=False
+    )
 
 
 def _unique(heading: str, summaries: Sequence[Summary]) -> Figure:
@@ -299,7 +303,7 @@ def _unique(heading: str, summaries: Sequence[Summary]) -> Figure:
     )
     axes.grid(axis="y", alpha=0.3)
     figure.suptitle(fill(heading, 45), fontsize="medium")
-    figure.legend(loc="outside lower center", frameon=False)
+    _legend(figure, axes.get_legend_handles_labels()[0], columns=1)
     return figure
 
 

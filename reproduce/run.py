@@ -4,7 +4,6 @@ import platform
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -79,7 +78,6 @@ def run_study(
         CheckpointError: if a checkpoint cannot be gone on from.
         DamagedRowsError, OSError: if rows or checkpoints cannot be read or written.
     """
-    commit()  # of what is loaded now, whatever the checkout is when a run ends
     console = Console(markup=False, highlight=False, soft_wrap=True)
     for group in study.groups():
         console.print(group.title)
@@ -237,13 +235,12 @@ def _conditions(device: Device) -> Row:
             "torchvision": version("torchvision"),
             "pemn_ref": pemn.__version__,
         },
-        "commit": commit(),
+        "commit": COMMIT,
     }
 
 
-@cache
-def commit() -> str | None:
-    """Of this checkout at the first call, ``-dirty`` if it was changed; None where installed."""
+def _commit() -> str | None:
+    """Of this checkout, with ``-dirty`` if it was changed; None where installed."""
     here = Path(__file__).parents[1]
     if not (here / ".git").exists():
         return None
@@ -253,6 +250,10 @@ def commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
+
+
+COMMIT = _commit()
+"""Of the code as it was loaded, whatever the checkout is when a run ends."""
 
 
 def evaluate_file(path: Path, device: Device, data: Path | None) -> tuple[str, float, int]:
