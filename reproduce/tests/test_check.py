@@ -2,7 +2,9 @@
 
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +19,7 @@ import pemn_ref as pemn
 from reproduce import check as points
 from reproduce import cost, trials
 from reproduce.cells import Cell, ConvMixer
+from reproduce.checkpoint import Stop
 from reproduce.cost import Cost, learned, size
 from reproduce.data.batches import Batch
 from reproduce.data.datasets import load
@@ -197,6 +200,32 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     assert "gone on to 10, to the same bits" in said
 
 
+def test_a_run_that_is_slow_to_begin_is_stopped_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    popen = subprocess.Popen
+    slow = """
+import runpy, time
+import reproduce.run
+make = reproduce.run.make_network
+reproduce.run.make_network = lambda *how: (time.sleep(3), make(*how))[1]
+runpy.run_module("reproduce", run_name="__main__", alter_sys=True)
+"""
+    starts: list[Sequence[str]] = []
+
+    def start(command: Sequence[str], **how: Any) -> "subprocess.Popen[str]":
+        starts.append(command)
+        python, _, _, *arguments = command
+        first_that_is_stopped = len(starts) == 2
+        return popen([python, "-c", slow, *arguments] if first_that_is_stopped else command, **how)
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    said = stop_and_resume(CPU, tmp_path)
+    assert "stopped after 0 epochs" not in said
+    assert "gone on to 10, to the same bits" in said
+    assert len(starts) > 3  # whole, stopped too early, stopped, gone on
+
+
 def test_a_run_that_cannot_be_stopped_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -360,6 +389,29 @@ def test_cells_of_the_paper_are_trained_after_a_check_alone(
     assert result == code
     assert ("2 runs to train" in output) == good
     assert ("nothing is trained" in errors) == (not good)
+
+
+def test_the_check_is_part_of_the_time_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    limits: list[float] = []
+
+    def stopping(minutes: float) -> AbstractContextManager[Stop]:
+        limits.append(minutes)
+        return nullcontext(Stop())
+
+    def check(*_: object) -> bool:
+        time.sleep(0.6)
+        return True
+
+    def none(name: str, _: Path | None) -> None:
+        raise MissingDataError(f"no {name}")
+
+    monkeypatch.setattr(points, "check", check)
+    monkeypatch.setattr("reproduce.run.load", none)
+    monkeypatch.setattr("reproduce.checkpoint.stopping", stopping)
+    command(*PAPER, tmp_path, "--on-cpu", "--max-minutes", "5")
+    assert 0 < limits[0] <= 4.99
 
 
 def test_nothing_is_checked_where_nothing_is_left(tmp_path: Path, command: Command) -> None:

@@ -18,7 +18,7 @@ from reproduce.checkpoint import Checkpoint, Stop
 from reproduce.data.datasets import load
 from reproduce.device import open_device
 from reproduce.recipes import RESNET
-from reproduce.run import train_run
+from reproduce.run import COMMIT, train_run
 from reproduce.studies import STUDIES
 from reproduce.tests.conftest import Command
 from reproduce.train import Epoch
@@ -117,6 +117,17 @@ def test_row_says_what_was_measured_with_what(command: RunCommand) -> None:
     seconds = row["history"][0]["seconds"]
     assert row["seconds"] == round(seconds, 3) > 0
     assert row["images_per_second"] == pytest.approx(1297 / seconds, abs=0.06)
+
+
+def test_row_has_the_commit_that_was_loaded_not_the_one_at_its_end(
+    command: RunCommand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def another(*_: object, **__: object) -> "subprocess.CompletedProcess[str]":
+        return subprocess.CompletedProcess([], 0, stdout="another commit")
+
+    monkeypatch.setattr(subprocess, "run", another)
+    command(*SMALL)
+    assert {row["commit"] for row in command.rows()} == {COMMIT} != {"another commit"}
 
 
 def test_headline_is_the_last_epoch_and_the_best_stands_beside_it(
