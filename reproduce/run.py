@@ -4,6 +4,7 @@ import platform
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -38,6 +39,8 @@ Run = tuple[Cell, int]
 """A cell and a seed."""
 Result = tuple[Cell, int, Row | str | None]
 """A run with its row, or why it was skipped; None is for a device whose memory is too small."""
+_VARIED = {"strategy": None, "ratio": None, "density": None}
+"""What the cells of one figure differ in."""
 TAKEN = "another process trains it, or has"
 
 
@@ -115,9 +118,21 @@ def run_study(
     trained = {row["cell"] for row in measured}
     groups = [group for group in study.groups() if trained & {cell.id for cell in group.cells}]
     show(console, groups, measured)
-    for picture in draw_figures(groups, measured, out):
+    everything = list(rows.values())
+    for picture in draw_figures([_with_others(g, everything) for g in groups], everything, out):
         console.print(f"figure: {picture}")
     return len(complete) == len(wanted)
+
+
+def _with_others(group: Study, rows: Sequence[Row]) -> Study:
+    """The group with all of its cells that have a row, so that a narrower run's figure has them."""
+    alike = [{**cell.configuration, **_VARIED} for cell in group.cells]
+    others = {
+        row["cell"]: Cell.configured(row["configuration"])
+        for row in rows
+        if {**row["configuration"], **_VARIED} in alike
+    }
+    return replace(group, cells=tuple(({c.id: c for c in group.cells} | others).values()))
 
 
 def describe(cell: Cell, seed: int) -> str:
@@ -137,13 +152,17 @@ def _train_here(device: Device, work: Work) -> Iterator[Result]:
                 if not ours:
                     yield cell, seed, TAKEN
                     continue
-                row = train_run(
-                    *(cell, seed, images[cell.dataset], device),
-                    store.checkpoint(run, every, stop),
-                    store.file(run),
-                    lambda _: progress.advance(task),
-                )
-                yield cell, seed, row
+                result: Row | str | None
+                try:
+                    result = train_run(
+                        *(cell, seed, images[cell.dataset], device),
+                        store.checkpoint(run, every, stop),
+                        store.file(run),
+                        lambda _: progress.advance(task),
+                    )
+                except MissingDataError as error:
+                    result = str(error)
+                yield cell, seed, result
 
 
 def _outcome(result: Row | str | None) -> str:
@@ -177,6 +196,7 @@ def train_run(
 
     Raises:
         Stopped, CheckpointError, OSError: as ``train``.
+        MissingDataError: if an image cannot be decoded.
     """
     train_images, test_images = images
     row: Row = {

@@ -23,7 +23,7 @@ from reproduce.recipes import Recipe
 class Epoch(NamedTuple):
     """What one epoch gave: mean training loss, accuracy on the held-out images (a fraction).
 
-    ``seconds`` are those of training alone.
+    ``seconds`` are those of training, the writing of checkpoints among them, evaluation aside.
     """
 
     loss: float

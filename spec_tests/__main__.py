@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pemn_ref.file import write
 from spec_tests.mutation import mutate
 
 
@@ -49,7 +50,7 @@ def document(_: argparse.Namespace) -> int:
     from spec_tests.document import README, documented, measure
 
     measure()
-    README.write_text(documented(README.read_text()))
+    write(README, documented(README.read_text()).encode())
     return 0
 
 

@@ -10,9 +10,10 @@ import json
 import warnings
 from pathlib import Path
 
+from pemn_ref.file import write
 from spec_tests.clauses import all_clauses
 from spec_tests.gallery import GALLERY, Mistake, failure
-from spec_tests.plugin import write_whole
+from spec_tests.plugin import as_json
 
 README = Path(__file__).parent / "README.md"
 MEASURED = Path(__file__).parent / "gallery.json"
@@ -46,7 +47,7 @@ def measure() -> None:
                 if name != mistake.clause and failure(clause, mistake.build())
             ]
             others[key(mistake)] = " ".join(red)
-            write_whole(MEASURED, others)
+            write(MEASURED, as_json(others))
             print(f"{key(mistake)}: {others[key(mistake)]}", flush=True)
 
 
@@ -83,7 +84,7 @@ def documented(page: str) -> str:
     """The page with its generated parts, each between two markers, as they should be."""
     for name, lines in parts().items():
         start, end = f"<!-- {name}: generated -->", f"<!-- end of {name} -->"
-        before, _, rest = page.partition(start)
-        _, _, after = rest.partition(end)
+        before, rest = page.split(start)  # a marker that is lost is an error, not a shorter page
+        _, after = rest.split(end)
         page = "\n".join([before + start, "", *lines, "", end + after])
     return page

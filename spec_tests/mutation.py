@@ -13,6 +13,8 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
+from pemn_ref.file import write
+
 ROOT = Path(__file__).parents[1]  # mutmut reads the configuration there
 SUMMARY = Path(__file__).parent / "MUTATION.md"
 NO_REASON = "No reason yet"
@@ -40,7 +42,7 @@ def mutate() -> int:
             survivors.setdefault(known.get(change, NO_REASON), []).append(change)
     used = ", ".join(f"{name} {version(name)}" for name in ("mutmut", "torch", "hypothesis"))
     measured = f"{date.today()}, {used}, Python {platform.python_version()}"
-    SUMMARY.write_text(summary(measured, statuses, survivors))
+    write(SUMMARY, summary(measured, statuses, survivors).encode())
     print(f"{SUMMARY} is written")
     return int(bool(survivors.get(NO_REASON)))
 

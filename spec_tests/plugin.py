@@ -6,8 +6,6 @@ conftest: ``python -m spec_tests run`` names it to pytest.
 
 import importlib
 import json
-import os
-import tempfile
 from collections.abc import Generator
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from pemn_ref.file import write
 from spec_tests.clauses import EXAMPLES, all_clauses
 from spec_tests.subject import MissingName, name_of, subject
 
@@ -197,16 +196,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     terminalreporter.write_line(f"{len(rows)} clauses: {', '.join(counts)}")
     path = config.getoption("clause_report")
     if path is not None:
-        write_whole(path, {"implementation": name_of(subject.implementation), "clauses": rows})
+        write(path, as_json({"implementation": name_of(subject.implementation), "clauses": rows}))
 
 
-def write_whole(path: Path, content: Any) -> None:
-    """Write JSON beside the file, then rename: a reader never sees half of it."""
-    text = json.dumps(content, indent=1)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.absolute().parent, prefix=path.name, delete=False
-    ) as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    Path(file.name).replace(path)
+def as_json(content: Any) -> bytes:
+    """Content of a file, a line a value."""
+    return json.dumps(content, indent=1).encode()

@@ -140,12 +140,17 @@ def test_size(case: str, strategy: Drawn, seed: int, density: float) -> None:
 @given(case=cases, strategy=strategies(), density=fractions, seed=seeds)
 @settings(few())
 def test_deterministic(case: str, strategy: Drawn, density: float, seed: int) -> None:
-    """The same state gives the same bytes, and so does the state that they give back."""
+    """The same state gives the same bytes, and so does the state that they give back, whatever the
+    default device.
+    """
     model, state = network(case, strategy, seed)
     data = saved(model, state, strategy.value, density=density)
-    assert saved(model, state, strategy.value, density=density) == data
-    again, info = with_file(data, lambda path: pemn.load(path, model))
+    with torch.device("meta"):
+        assert saved(model, state, strategy.value, density=density) == data
+        again, info = with_file(data, lambda path: pemn.load(path, model))
+        dense = with_file(data, pemn.load_dense)
     assert saved(model, again, info.strategy, density=info.density) == data
+    assert {tensor.device.type for tensor in dense.values()} == {"cpu"}
 
 
 @clause("C4", "SHOULD")

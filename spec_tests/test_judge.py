@@ -12,7 +12,6 @@ import pytest
 from spec_tests.__main__ import main
 from spec_tests.clauses import all_clauses
 from spec_tests.mutation import NO_REASON, change_of, reasons, summary
-from spec_tests.plugin import write_whole
 from spec_tests.subject import judging, subject
 
 pytest_plugins = "pytester"
@@ -105,26 +104,13 @@ def test_from_another_folder_in_two_processes(tmp_path: Path) -> None:
     assert [row["clause"] for row in rows if row["status"] == "known"] == ["M1", "M9"]
 
 
-def test_report_is_whole_or_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "report.json"
-    write_whole(path, [1])
-
-    def full(_: int) -> None:
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="no space"):
-        write_whole(path, [1, 2, 3])
-    assert json.loads(path.read_text()) == [1]
-
-
 def test_compare(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     passed = {"clause": "M1", "status": "passed", "examples": 50, "known": None}
     known = {**passed, "status": "known", "known": "keeps all"}
     for name, row in (("a", passed), ("b", known)):
-        write_whole(tmp_path / name, {"implementation": name, "clauses": [row]})
+        (tmp_path / name).write_text(json.dumps({"implementation": name, "clauses": [row]}))
     (tmp_path / "c").write_text("[]")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["spec_tests", "compare", "a", "b"])

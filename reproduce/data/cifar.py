@@ -6,6 +6,7 @@ A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
 from http.client import HTTPException
 from pathlib import Path
 
+from filelock import FileLock
 from torchvision.datasets import CIFAR10, CIFAR100  # type: ignore[import-untyped]
 
 from reproduce.data.batches import Images
@@ -24,7 +25,12 @@ def load(name: str, root: Path) -> tuple[Images, Images]:
     """
     source = SOURCES[name]
     try:
-        train: Images = source(root, train=True, download=True)
+        try:
+            train: Images = source(root, train=True)
+        except RuntimeError:  # not there, or with another checksum
+            root.mkdir(parents=True, exist_ok=True)
+            with FileLock(root / f"{name}.lock"):  # one process downloads, the others wait for it
+                train = source(root, train=True, download=True)
         test: Images = source(root, train=False)
     except (OSError, HTTPException, RuntimeError) as error:  # the last for a wrong checksum
         raise MissingDataError(

@@ -15,7 +15,11 @@ FOLDER = "tiny-imagenet-200"
 
 
 class Files:
-    """Image files and their class numbers, decoded when asked for."""
+    """Image files and their class numbers, decoded when asked for.
+
+    Raises:
+        MissingDataError: then, if a file is damaged.
+    """
 
     def __init__(self, files: Sequence[tuple[Path, int]]) -> None:
         self.files = files
@@ -25,8 +29,13 @@ class Files:
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         path, label = self.files[index]
-        with Image.open(path) as image:
-            return image.convert("RGB"), label  # a few of the files are grey
+        try:
+            with Image.open(path) as image:
+                return image.convert("RGB"), label  # a few of the files are grey
+        except OSError as error:
+            raise MissingDataError(
+                f"tiny-imagenet: {path} cannot be read ({error}): extract {FOLDER}.zip again"
+            ) from error
 
 
 def load(root: Path) -> tuple[Images, Images]:

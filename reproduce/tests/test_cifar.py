@@ -5,11 +5,12 @@ import json
 import os
 import pickle
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -142,7 +143,13 @@ def test_command_without_data_skips_its_runs_and_says_why(root: Path, command: C
 
 
 class Quiet(SimpleHTTPRequestHandler):
-    """A web server that does not log."""
+    """A web server that remembers what it was asked for, and does not log."""
+
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        super().do_GET()
 
     def log_message(self, format: str, *args: object) -> None: ...
 
@@ -164,6 +171,13 @@ def test_data_is_downloaded_where_there_is_a_network(
             monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
             train, test = load("cifar10", tmp_path / "new")
             assert (len(train), len(test)) == (20, 3)
+
+            once = len(Quiet.asked)
+            with ThreadPoolExecutor() as pool:  # as processes that begin at the same time
+                loads = [pool.submit(load, "cifar10", tmp_path / "shared") for _ in range(4)]
+            for loaded in loads:
+                assert seen(loaded.result()[1]) == seen(test)
+            assert len(Quiet.asked) == 2 * once
 
             monkeypatch.setattr(CIFAR10, "tgz_md5", "0" * 32)
             with pytest.raises(MissingDataError, match=r"download failed.*corrupted"):

@@ -100,6 +100,15 @@ def test_rows_table_and_figure_are_made_once(command: RunCommand) -> None:
     assert command.rows() == first
 
 
+def test_narrower_run_draws_what_the_fuller_one_measured_too(command: RunCommand) -> None:
+    command(*SMALL)
+    picture = command.out / "digits-convmixer-d2-w32.png"
+    full = picture.read_bytes()
+    picture.unlink()
+    command("--epochs", "1", "--seeds", "1", "--strategy", "control")
+    assert picture.read_bytes() == full
+
+
 def test_row_says_what_was_measured_with_what(command: RunCommand) -> None:
     command(*SMALL)
     row = command.rows()[0]

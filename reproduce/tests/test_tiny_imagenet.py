@@ -1,5 +1,6 @@
 """Tiny-ImageNet, in a tiny folder of its real format."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ from PIL import Image
 from reproduce.data.datasets import load
 from reproduce.data.root import MissingDataError
 from reproduce.data.tiny_imagenet import FOLDER
+from reproduce.studies import STUDIES
+from reproduce.tests.conftest import Command
 
 CLASSES = ["n02124075", "n01443537", "n04067472"]  # in no order, as in the real file
 
@@ -76,3 +79,22 @@ def test_a_training_folder_without_images_is_an_error(root: Path) -> None:
     (root / FOLDER / "train").rename(root / "elsewhere")
     with pytest.raises(MissingDataError, match="0 images"):
         load("tiny-imagenet", root)
+
+
+def test_runs_that_meet_a_damaged_image_are_skipped_and_the_others_go_on(
+    root: Path, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    damaged = root / FOLDER / "train" / CLASSES[1] / "images" / f"{CLASSES[1]}_1.JPEG"
+    damaged.write_bytes(damaged.read_bytes()[:400])
+    whole = STUDIES["digits"].chosen(strategies=["rp_1e-2"]).shortened(1)
+    (cell,) = whole.cells
+    study = replace(
+        whole, cells=(replace(cell, dataset="tiny-imagenet"), cell), datasets=(), seeds=1
+    )
+    monkeypatch.setitem(STUDIES, "digits", study)
+    code, output, errors = command("run", "--data", root, "--out", root / "out", "--device", "cpu")
+    assert (code, errors) == (3, "some runs failed or were skipped, as said above\n")
+    first, second = (line for line in output.splitlines() if "seed 0" in line)
+    assert f"skipped: tiny-imagenet: {damaged} cannot be read" in first
+    assert "extract" in first
+    assert "images/s" in second
