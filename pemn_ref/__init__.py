@@ -8,7 +8,7 @@ trained; what is learned is one score per weight, and a weight is kept where its
     weights x masks -> the network        masked_forward
 
 Plain functions over plain ``dict[str, Tensor]``, keyed by parameter name. Read the modules in the
-order of the imports below.
+order of the imports below; ``checks``, which they share, has the errors of bad input.
 """
 
 from pemn_ref.prototype import Strategy, make_prototype, mask, mp, one_layer, prototype_length, rp

@@ -47,7 +47,7 @@ def storage(shapes: Shapes, strategy: Strategy, others: Iterable[Tensor] = ()) -
     >>> storage({"a": (64, 64, 3, 3), "fc": (10, 64)}, rp(1e-2))[:3]
     (37504, 369, 0.9589...)
     """
-    unique = sum(group.length for group in prototype_groups(shapes, strategy).values())
+    unique = sum(length for length, _ in prototype_groups(shapes, strategy).values())
     weights = sum(math.prod(shape) for shape in shapes.values())
     other_bits = sum(8 * tensor.element_size() * tensor.numel() for tensor in others)
     bits = weights + 32 * unique

@@ -1,6 +1,5 @@
 """One clear ValueError for each kind of bad input, naming the value and what would be right."""
 
-import math
 from collections.abc import Mapping, Sequence
 from numbers import Real
 
@@ -12,7 +11,7 @@ Tensors = Mapping[str, Tensor]
 def check_fraction(what: str, value: float) -> None:
     """A density or a ratio lies in (0, 1]."""
     if not (isinstance(value, Real) and 0 < value <= 1):  # NaN fails too
-        raise ValueError(f"{what} must lie in (0, 1], got {value!r}")
+        raise ValueError(f"{what} must be a number in (0, 1], got {value!r}")
 
 
 def check_shapes(shapes: Mapping[str, Sequence[int]]) -> None:
@@ -20,7 +19,7 @@ def check_shapes(shapes: Mapping[str, Sequence[int]]) -> None:
     if not shapes:
         raise ValueError("nothing to mask: there is no convolution, linear or attention weight")
     for name, shape in shapes.items():
-        if math.prod(shape) == 0:
+        if any(size < 1 for size in shape):
             raise ValueError(f"{name} of shape {tuple(shape)} is empty: every layer needs a weight")
 
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -167,12 +168,14 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> tuple[State, Info]:
     """The masked network for ``model``, and what the file says of it (our format).
 
     The state is one as ``init`` gives it, in the dtype, device and memory format of the model; its
-    scores are the masks as 0 and 1, which ``score_mask`` maps onto themselves. Non-persistent
-    buffers are copies of the model's.
+    scores are the masks as 0 and 1, which ``score_mask`` maps onto themselves. It is there to be
+    run: a score of 0 has no gradient, so that in training what is dropped would stay dropped.
+    Non-persistent buffers are copies of the model's.
 
     Raises:
-        FileError: if the file is not whole and valid, or is of another model: the first name or
-            shape that differs is in the message.
+        FileError: if the file is not whole and valid, or is of another model: the first name,
+            shape, tie or kind of dtype that differs is in the message; or if a value is too large
+            for the model's dtype.
 
     >>> import tempfile
     >>> from pemn_ref import init, rp
@@ -185,10 +188,16 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> tuple[State, Info]:
     own = dict(model.named_parameters())
     buffers = dict(model.named_buffers())
     maskable = {name: own.pop(name) for name in maskable_shapes(model)}
-    persistent = {name: buffers[name] for name in buffers if name in _names(model)[1]}
+    tied, stored = _names(model)
+    persistent = {name: buffers[name] for name in buffers if name in stored}
 
     def like(own: Tensor, values: Tensor) -> Tensor:
         return torch.empty_like(own).copy_(values)
+
+    def finite(name: str, own: Tensor, values: Tensor) -> Tensor:
+        cast = values.to(own.dtype)
+        _need(bool(cast.isfinite().all()), f"{name} is too large for the model's {own.dtype}")
+        return like(own, cast)
 
     state = State({}, {}, {}, {})
     with _errors_of(path):
@@ -197,14 +206,18 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> tuple[State, Info]:
         check_same("the weights are not those of the model", weights, maskable)
         check_same("the rest is not that of the model", info.rest, own)
         check_same("the buffers are not those of the model", info.buffers, persistent)
+        _need(info.tied == tied, f"the ties are not those of the model: {info.tied}, not {tied}")
+        for name, buffer in persistent.items():
+            kinds = {buffer.is_floating_point(), info.buffers[name].is_floating_point()}
+            _need(len(kinds) == 1, f"{name} is {info.buffers[name].dtype}, not {buffer.dtype}")
         for name, mask in _masks(info, tensors):
             prototype = _prototype(info, tensors, name)
             weight = fill_weights(prototype, {name: info.shapes[name]}, info.strategy)[name]
-            state.weights[name] = like(maskable[name], weight)
+            state.weights[name] = finite(name, maskable[name], weight)
             state.scores[name] = like(maskable[name], mask).requires_grad_()
-    for name, parameter in own.items():
-        values = like(parameter, tensors[f"rest/{name}"])
-        state.rest[name] = values.requires_grad_(parameter.requires_grad)
+        for name, parameter in own.items():
+            values = finite(name, parameter, tensors[f"rest/{name}"])
+            state.rest[name] = values.requires_grad_(parameter.requires_grad)
     for name, buffer in buffers.items():
         state.buffers[name] = like(buffer, tensors.get(f"buffers/{name}", buffer))
     return state, info
@@ -299,8 +312,7 @@ def _recovered(
     """The prototypes that the weights were filled from: the beginning of each group's largest."""
     prototype: dict[str, Tensor] = {}
     for group, (length, giver) in prototype_groups(shapes, strategy).items():
-        name = next(n for n, s in shapes.items() if s == giver and strategy.group(n, s) == group)
-        prototype[group] = weights[name].detach().flatten()[:length]
+        prototype[group] = weights[giver].detach().flatten()[:length]
     for name, weight in weights.items():
         filled = fill_weights(prototype, {name: weight.shape}, strategy)[name]
         _need(
@@ -317,11 +329,20 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 def _names(model: nn.Module) -> tuple[dict[str, str], set[str]]:
     """Second -> first name of tied tensors; and the first names of all in the state_dict."""
-    own = dict([*model.named_parameters(), *model.named_buffers()])
-    first = {id(tensor): name for name, tensor in own.items()}
-    entries = model.state_dict(keep_vars=True).items()
-    found = {key: key if key in own else first.get(id(value)) for key, value in entries}
-    names = {key: name for key, name in found.items() if name is not None}
+    named = [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]
+    by_tensor = {id(tensor): name for name, tensor in reversed(named)}
+    by_name = {name: by_tensor[id(tensor)] for name, tensor in named}
+    names = {}
+    for key, entry in model.state_dict(keep_vars=True).items():
+        name = by_name.get(key, by_tensor.get(id(entry)))
+        if name is not None:
+            names[key] = name
+        else:  # a hook's copy under another name; extra state is not stored
+            extra = key.endswith("_extra_state") or not isinstance(entry, Tensor)
+            _need(extra, f"{key} of the state_dict is no parameter and no buffer of the model")
     return {key: name for key, name in names.items() if key != name}, set(names.values())
 
 
@@ -332,6 +353,10 @@ def _tensors(info: Info, masks: Tensor) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         if tensor.dtype not in ORDER:
             raise ValueError(f"{name} has dtype {tensor.dtype}: not one of {[*DTYPES]}")
+        floating = tensor.is_floating_point() or not name.startswith("prototype/")
+        _need(floating, f"{name} has dtype {tensor.dtype}: a prototype is of floats")
+        area = math.prod(size or 1 for size in tensor.shape) * tensor.itemsize
+        _need(area < 2**63, f"{name} is too large")  # also where it has a 0
     tensors["masks"] = masks
     return dict(sorted(tensors.items(), key=lambda item: (ORDER.index(item[1].dtype), item[0])))
 
@@ -383,15 +408,14 @@ def _info(file: BinaryIO) -> Info:
     text = file.read(length)
     header = json.loads(text.decode())
     said = json.loads(header.pop("__metadata__")["pemn"])
+    _need(bool(re.fullmatch("[0-9a-f]{64}", said["sha256"])), f"no checksum: {said['sha256']}")
     _need(said["version"] == VERSION, f"version {said['version']}: this reads version {VERSION}")
     parts: dict[str, dict[str, Tensor]] = {"prototype": {}, "rest": {}, "buffers": {}}
     del header["masks"]
     for name, entry in header.items():
         part, _, inner = name.partition("/")
-        tensor = torch.empty(entry["shape"], dtype=DTYPES[entry["dtype"]], device="meta")
-        area = math.prod(size or 1 for size in tensor.shape) * tensor.itemsize
-        _need(area < 2**63, f"{name} is too large")  # also where it has a 0
-        parts[part][inner] = tensor
+        shape, dtype = entry["shape"], DTYPES[entry["dtype"]]
+        parts[part][inner] = torch.empty(shape, dtype=dtype, device="meta")
     info = Info(
         strategy=Strategy(said["strategy"], float(said["ratio"])),
         density=float(said["density"]),
@@ -404,8 +428,8 @@ def _info(file: BinaryIO) -> Info:
     check_fraction("density", info.density)
     groups = prototype_groups(info.shapes, info.strategy).items()
     _need(
-        {group: (v.shape, v.is_floating_point()) for group, v in info.prototype.items()}
-        == {group: ((length,), True) for group, (length, _) in groups},
+        {group: values.shape for group, values in info.prototype.items()}
+        == {group: (length,) for group, (length, _) in groups},
         "the prototypes are not those of the strategy and the shapes",
     )
     names = [*info.shapes, *info.rest, *info.buffers]

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from pemn_ref.checks import check_shapes
-from pemn_ref.prototype import Shapes, Strategy
+from pemn_ref.prototype import Shapes, Strategy, prototype_groups
 
 
 def fill_weights(
@@ -18,7 +17,8 @@ def fill_weights(
     the dtype and on the device of the prototype, cut from its graph (paper, section 3).
 
     Raises:
-        ValueError: if a weight has no elements, or its prototype is missing, empty or not 1-D.
+        ValueError: if a weight has no elements, ``strategy`` is none, or a prototype is missing,
+            empty or not 1-D.
 
     >>> import torch
     >>> from pemn_ref import rp
@@ -26,7 +26,7 @@ def fill_weights(
     tensor([[0, 1, 2, 0],
             [1, 2, 0, 1]])
     """
-    check_shapes(shapes)
+    prototype_groups(shapes, strategy)  # refuses what is no strategy, and empty weights
     weights = {}
     for name, shape in shapes.items():
         group = strategy.group(name, shape)
@@ -37,5 +37,6 @@ def fill_weights(
             raise ValueError(f"prototype {group!r} must be 1-D, not empty: {tuple(values.shape)}")
         numel = math.prod(shape)
         copies = -(-numel // len(values))  # rounded up
+        # Cut before, where the prototype is the longer one; repeat copies, also where it is once.
         weights[name] = values[:numel].repeat(copies)[:numel].reshape(tuple(shape))
     return weights

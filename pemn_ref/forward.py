@@ -21,7 +21,7 @@ def maskable_shapes(model: nn.Module) -> dict[str, torch.Size]:
 
     Raises:
         ValueError: if such a weight is not a plain parameter of real floating dtype: lazy,
-            computed by a parametrization (spectral norm and the like), quantised or complex.
+            computed by a parametrization (spectral norm and the like), of integers or complex.
 
     >>> maskable_shapes(nn.Sequential(nn.Conv2d(3, 8, 5), nn.BatchNorm2d(8), nn.Linear(8, 2)))
     {'0.weight': torch.Size([8, 3, 5, 5]), '2.weight': torch.Size([2, 8])}
@@ -29,10 +29,11 @@ def maskable_shapes(model: nn.Module) -> dict[str, torch.Size]:
     maskable = set()
     for path, module in model.named_modules():
         for attribute in _maskable_attributes(module):
-            weight = dict(module.named_parameters()).get(attribute)
+            # Not getattr, which computes the weight of a parametrization.
+            weight = dict(module.named_parameters(remove_duplicate=False)).get(attribute)
             if weight is None or nn.parameter.is_lazy(weight) or not weight.is_floating_point():
                 name = f"{path}.{attribute}".removeprefix(".")
-                raise ValueError(f"{name} must be a plain float, not lazy, computed or quantised")
+                raise ValueError(f"{name} must be a plain real parameter, not lazy or computed")
             maskable.add(weight)
     return {name: p.shape for name, p in model.named_parameters() if p in maskable}
 
@@ -62,9 +63,9 @@ def masked_forward(
 
     The model stays as it is. In training mode batch-norm statistics move in ``buffers``, in place,
     exactly as a plain module's would; nothing else is modified. All keywords but ``density`` go to
-    the model. Two limits: a module that *rebinds* a buffer (``self.n = self.n + 1``) loses that
-    update, and activation checkpointing inside the model recomputes outside of this call and gives
-    wrong gradients.
+    the model. Limits: a module that *rebinds* a buffer (``self.n = self.n + 1``) loses that update;
+    activation checkpointing inside the model recomputes outside of this call and gives wrong
+    gradients; a wrapper that averages gradients over processes does not see these.
 
     Raises:
         ValueError: if names or shapes do not match the model, or ``density`` is outside (0, 1].

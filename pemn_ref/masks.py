@@ -59,24 +59,27 @@ def score_mask(scores: Tensor, *, density: float) -> Tensor:
     times ``sign(score)``; a non-finite score gets 0.
 
     Raises:
-        ValueError: if ``scores`` is empty or ``density`` lies outside (0, 1].
+        ValueError: if ``scores`` is empty or not of a real floating dtype, or ``density`` lies
+            outside (0, 1].
 
     >>> score_mask(torch.tensor([3.0, -4.0, 0.0, 1.0]), density=0.5)
     tensor([1., 1., 0., 0.])
     """
+    if not scores.is_floating_point():
+        raise ValueError(f"scores must be of a real floating dtype, got {scores.dtype}")
     number = kept(scores.numel(), density)
     magnitude = scores.detach().flatten().abs()
-    magnitude = torch.where(magnitude.isnan(), math.inf, magnitude)
+    magnitude = torch.where(magnitude.isnan(), math.inf, magnitude)  # NaN >= x is never true
     smallest_kept = magnitude.topk(number, sorted=False).values.min()  # unsorted: 3 times as fast
     large = magnitude >= smallest_kept
     tied = magnitude == smallest_kept
     surplus = large.sum() - number
-    keep = large & ~(tied & (tied.cumsum(0) <= surplus))
+    keep = large & ~(tied & (tied.cumsum(0) <= surplus))  # of those tied the first are too many
     mask = keep.reshape(scores.shape).to(scores.dtype)
 
     # Straight-through by algebra: adds exactly 0 to the mask, and |score| to its graph. An
     # autograd.Function returned all-zero gradients under compile with func.grad, silently.
-    finite = torch.where(scores.isfinite(), scores, 0).abs()
+    finite = torch.where(scores.isfinite(), scores, 0).abs()  # inf - inf would be NaN
     return mask + (finite - finite.detach())
 
 

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from pemn_ref.checks import check_finite, check_model
 from pemn_ref.fill import fill_weights
@@ -37,8 +38,9 @@ def init(model: nn.Module, strategy: Strategy, *, seed: int) -> State:
     What the paper's section 3 starts from; the streams of ``seed`` are ours.
 
     Weights and scores take device, dtype and memory format of the parameter that they stand for;
-    rest and buffers are copies of the model's own. All are fresh leaves, so an optimizer over them
-    stays in step; move the model first, since a dict rebuilt by ``.to()`` holds other tensors.
+    rest and buffers are copies of the model's own. The scores want a gradient, even of a parameter
+    that is frozen; of the rest what is frozen stays so. All are fresh leaves, so an optimizer over
+    them stays in step; move the model first, since a dict rebuilt by ``.to()`` holds other tensors.
 
     Raises:
         ValueError: if the model has nothing to mask, a maskable weight is empty or not a plain
@@ -72,9 +74,9 @@ def init(model: nn.Module, strategy: Strategy, *, seed: int) -> State:
 def materialize(model: nn.Module, state: State, *, density: float) -> dict[str, Any]:
     """The ordinary dense ``state_dict`` of a masked network, for ``model.load_state_dict`` (ours).
 
-    Its keys are those of ``model.state_dict()``: a tied weight under each of its names (one
-    tensor, as torch has it), non-persistent buffers under none. The tensors are copies, without
-    gradient.
+    It is what ``model.state_dict()`` would be with these tensors in the model: a tied weight under
+    each of its names, non-persistent buffers under none, hooks at work, extra state the model's.
+    The tensors are copies, without gradient.
 
     Raises:
         ValueError: if the state does not match the model, a score is not finite, or ``density``
@@ -90,10 +92,17 @@ def materialize(model: nn.Module, state: State, *, density: float) -> dict[str, 
     check_finite(state.scores)
     masked = apply_mask(state.weights, state.scores, density=density)
     tensors = {**masked, **state.rest, **state.buffers}
-    values = {name: tensor.detach().clone() for name, tensor in tensors.items()}
-    # The second name of a tied tensor is known by the tensor. Extra state that a module adds to its
-    # state_dict is none of the model's tensors and kept as it is.
-    first = {id(t): name for name, t in [*model.named_parameters(), *model.named_buffers()]}
-    entries = model.state_dict(keep_vars=True)
-    names = {key: key if key in values else first.get(id(entries[key])) for key in entries}
-    return {key: entries[key] if name is None else values[name] for key, name in names.items()}
+    copies = {f"model.{name}": tensor.detach().clone() for name, tensor in tensors.items()}
+    dense: dict[str, Any] = functional_call(_StateDict(model), copies, ())
+    return dense
+
+
+class _StateDict(nn.Module):
+    """Asked for with other tensors in their places, a ``state_dict`` has them by all its names."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self) -> dict[str, Any]:
+        return self.model.state_dict()

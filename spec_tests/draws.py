@@ -1,9 +1,11 @@
 """What the clauses draw: shape sets, ratios, densities, scores. And the profiles."""
 
 import math
+import random
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -114,3 +116,10 @@ def random_scores(size: Sequence[int], seed: int, dtype: torch.dtype = torch.flo
     """Normal scores of a shape, from a generator of their own."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(tuple(size), generator=generator, dtype=torch.float64).to(dtype)
+
+
+def random_states() -> list[Any]:
+    """The global random states of torch, numpy and Python, comparable with ``==``."""
+    numpys: Any = np.random.get_state(legacy=False)
+    numpys = {**numpys["state"], "key": numpys["state"]["key"].tolist()}
+    return [torch.get_rng_state().tolist(), numpys, random.getstate()]

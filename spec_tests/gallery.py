@@ -4,16 +4,19 @@ A mistake is a function that gets the package ``right``, a fresh copy, and retur
 rebind in it, everywhere where they are used.
 """
 
+import copy
 import importlib
 import math
 import sys
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import product
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import Phase, is_hypothesis_test, settings
@@ -195,6 +198,12 @@ def _(right: Any) -> Rebound:
     }
 
 
+@mistake("P5", "eight bits of the seed are used")
+def _(right: Any) -> Rebound:
+    stream = right.prototype.random_stream
+    return {"random_stream": lambda name, seed: stream(name, seed % 256)}
+
+
 @mistake("P6", "rp drawn afresh at its own length instead of cut from mp")
 def _(right: Any) -> Rebound:
     def make_prototype(shapes: Any, strategy: Any, *, seed: int) -> Any:
@@ -221,6 +230,15 @@ def _(right: Any) -> Rebound:
     return {"init_scores": init_scores}
 
 
+@mistake("P8", "seeds numpy's global random state")
+def _(right: Any) -> Rebound:
+    def make_prototype(shapes: Any, strategy: Any, *, seed: int) -> Any:
+        np.random.seed(seed % 2**32)
+        return right.make_prototype(shapes, strategy, seed=seed)
+
+    return {"make_prototype": make_prototype}
+
+
 @mistake("P9", "scores drawn normal")
 def _(right: Any) -> Rebound:
     def init_scores(shapes: Any, *, seed: int) -> Any:
@@ -241,6 +259,18 @@ def _(right: Any) -> Rebound:
         return {name: shared[tuple(shape)] for name, shape in shapes.items()}
 
     return {"init_scores": init_scores}
+
+
+@mistake("P12", "the stream begins anew for every prototype")
+def _(right: Any) -> Rebound:
+    def make_prototype(shapes: Any, strategy: Any, *, seed: int) -> Any:
+        drawn = {}
+        for group, (length, giver) in right.prototype.prototype_groups(shapes, strategy).items():
+            alone = right.make_prototype({giver: shapes[giver]}, right.mp, seed=seed)
+            drawn[group] = alone["all"][:length]
+        return drawn
+
+    return {"make_prototype": make_prototype}
 
 
 @mistake("P11", "drawn on the default device")
@@ -427,6 +457,17 @@ def _(right: Any) -> Rebound:
     return {"score_mask": masks_by(right, keep)}
 
 
+@mistake("M4", "ties are counted in the dtype of the scores")
+def _(right: Any) -> Rebound:
+    def keep(scores: torch.Tensor, number: int) -> torch.Tensor:
+        magnitude = torch.where(scores.isnan(), math.inf, scores.abs())
+        threshold = magnitude.topk(number).values[-1]
+        large, tied = magnitude >= threshold, magnitude == threshold
+        return large & ~(tied & (tied.to(scores.dtype).cumsum(0) <= large.sum() - number))
+
+    return {"score_mask": masks_by(right, keep)}
+
+
 @mistake("M5", "NaN scores make a NaN mask")
 def _(right: Any) -> Rebound:
     def score_mask(scores: torch.Tensor, *, density: float) -> Any:
@@ -555,6 +596,40 @@ def _(right: Any) -> Rebound:
     return {"apply_mask": apply_mask}
 
 
+def trained_with(right: Any, mask: Callable[[torch.Tensor, torch.Tensor], Any]) -> Rebound:
+    """A masked_forward, all else right, with what ``mask`` makes of scores and their mask."""
+
+    def masked_forward(
+        model: Any, weights: Any, scores: Any, rest: Any, b: Any, *args: Any, density: float
+    ) -> Any:
+        masked = {
+            name: weight * mask(scores[name], right.score_mask(scores[name], density=density))
+            for name, weight in weights.items()
+        }
+        return functional_call(model, {**masked, **rest, **b}, args)
+
+    return {"masked_forward": masked_forward}
+
+
+@mistake("G7", "the network, not apply_mask, trains kept weights only")
+def _(right: Any) -> Rebound:
+    return trained_with(right, lambda scores, mask: mask.detach() * mask)
+
+
+@mistake("G7", "the network, not apply_mask, forgets the sign of the score")
+def _(right: Any) -> Rebound:
+    return trained_with(right, lambda scores, mask: mask.detach() + scores - scores.detach())
+
+
+@mistake("G7", "the network, not apply_mask, goes on with its first masks")
+def _(right: Any) -> Rebound:
+    def mask_of(scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        first: torch.Tensor = vars(scores).setdefault("mask", mask.detach())
+        return first + (mask - mask.detach())
+
+    return trained_with(right, mask_of)
+
+
 # --- Forward ------------------------------------------------------------------------------------
 
 
@@ -638,12 +713,45 @@ def _(right: Any) -> Rebound:
     return {"masked_forward": masked_forward}
 
 
+@mistake("W3", "statistics move in new tensors, put into the dict of buffers")
+def _(right: Any) -> Rebound:
+    def masked_forward(
+        model: Any, w: Any, s: Any, r: Any, buffers: Any, *args: Any, **kw: Any
+    ) -> Any:
+        copies = {name: buffer.clone() for name, buffer in buffers.items()}
+        output = right.masked_forward(model, w, s, r, copies, *args, **kw)
+        buffers.update(copies)
+        return output
+
+    return {"masked_forward": masked_forward}
+
+
 @mistake("W4", "rest and buffers are the model's own tensors")
 def _(right: Any) -> Rebound:
     def init(model: nn.Module, strategy: Any, *, seed: int) -> Any:
         state = right.init(model, strategy, seed=seed)
         own = dict(model.named_parameters())
         return state._replace(rest={name: own[name] for name in state.rest})
+
+    return {"init": init}
+
+
+@mistake("W4", "rest lies in the memory of the model")
+def _(right: Any) -> Rebound:
+    def init(model: nn.Module, strategy: Any, *, seed: int) -> Any:
+        state = right.init(model, strategy, seed=seed)
+        own = dict(model.named_parameters())
+        return state._replace(rest={n: own[n].detach().requires_grad_() for n in state.rest})
+
+    return {"init": init}
+
+
+@mistake("W4", "scores are float32 whatever the model is")
+def _(right: Any) -> Rebound:
+    def init(model: nn.Module, strategy: Any, *, seed: int) -> Any:
+        state = right.init(model, strategy, seed=seed)
+        scores = {n: s.detach().float().requires_grad_() for n, s in state.scores.items()}
+        return state._replace(scores=scores)
 
     return {"init": init}
 
@@ -675,6 +783,16 @@ def _(right: Any) -> Rebound:
     }
 
 
+@mistake("W6", "hooks of the model do not run")
+def _(right: Any) -> Rebound:
+    def masked_forward(model: nn.Module, *args: Any, **kw: Any) -> Any:
+        bare = copy.copy(model)
+        bare._forward_hooks = OrderedDict()
+        return right.masked_forward(bare, *args, **kw)
+
+    return {"masked_forward": masked_forward}
+
+
 @mistake("W7", "channels_last is lost")
 def _(right: Any) -> Rebound:
     def init(model: nn.Module, strategy: Any, *, seed: int) -> Any:
@@ -693,6 +811,78 @@ def _(right: Any) -> Rebound:
         return {key: dense[key] if id(entries[key]) in own else entries[key] for key in dense}
 
     return {"materialize": materialize}
+
+
+@mistake("W8", "second names of tied tensors are the model's own")
+def _(right: Any) -> Rebound:
+    def materialize(model: nn.Module, state: Any, *, density: float) -> Any:
+        dense = right.materialize(model, state, density=density)
+        first = {n for n, _ in [*model.named_parameters(), *model.named_buffers()]}
+        return {**dense, **{n: e for n, e in model.state_dict().items() if n not in first}}
+
+    return {"materialize": materialize}
+
+
+@mistake("W9", "every weight of two dimensions or more is maskable")
+def _(right: Any) -> Rebound:
+    return {
+        "maskable_shapes": lambda model: {
+            name: parameter.shape
+            for name, parameter in model.named_parameters()
+            if parameter.ndim >= 2 and name.endswith("weight")
+        }
+    }
+
+
+@mistake("W9", "subclasses of the layers are left unmasked")
+def _(right: Any) -> Rebound:
+    attributes = right.forward._maskable_attributes
+    own = ("torch.nn.modules.conv", "torch.nn.modules.linear", "torch.nn.modules.activation")
+    return {
+        "_maskable_attributes": lambda module: (
+            attributes(module) if type(module).__module__ in own else ()
+        )
+    }
+
+
+@mistake("W10", "materialize leaves the masked weights in the state")
+def _(right: Any) -> Rebound:
+    def materialize(model: Any, state: Any, *, density: float) -> Any:
+        dense = right.materialize(model, state, density=density)
+        for name, weight in state.weights.items():
+            weight.copy_(dense[name])
+        return dense
+
+    return {"materialize": materialize}
+
+
+@mistake("W10", "materialize loads the model, too")
+def _(right: Any) -> Rebound:
+    def materialize(model: nn.Module, state: Any, *, density: float) -> Any:
+        dense = right.materialize(model, state, density=density)
+        model.load_state_dict(dense)
+        return dense
+
+    return {"materialize": materialize}
+
+
+@mistake("W10", "init freezes the model")
+def _(right: Any) -> Rebound:
+    def init(model: nn.Module, strategy: Any, *, seed: int) -> Any:
+        state = right.init(model, strategy, seed=seed)
+        model.requires_grad_(False)
+        return state
+
+    return {"init": init}
+
+
+@mistake("W10", "init seeds the global random state")
+def _(right: Any) -> Rebound:
+    def init(model: nn.Module, strategy: Any, *, seed: int) -> Any:
+        torch.manual_seed(seed)
+        return right.init(model, strategy, seed=seed)
+
+    return {"init": init}
 
 
 @mistake("W20", "the first convolution is run with a mask of its own for every channel")
@@ -906,6 +1096,45 @@ def _(right: Any) -> Rebound:
     return {"load": load_all_but_buffers}
 
 
+@mistake("C1", "bits are written in the order of memory")
+def _(right: Any) -> Rebound:
+    save = right.file.save
+
+    def in_memory(scores: torch.Tensor) -> torch.Tensor:
+        strides = scores.stride()
+        order = sorted(range(scores.ndim), key=lambda axis: -strides[axis])
+        return scores.permute(order).reshape(scores.shape)
+
+    def save_so(path: Any, model: Any, state: Any, *args: Any, **kw: Any) -> None:
+        scores = {name: in_memory(scores.detach()) for name, scores in state.scores.items()}
+        save(path, model, state._replace(scores=scores), *args, **kw)
+
+    return {"save": save_so}
+
+
+@mistake("C1", "the rest that is loaded is frozen")
+def _(right: Any) -> Rebound:
+    load = right.file.load
+
+    def load_frozen(path: Any, model: nn.Module) -> Any:
+        state, info = load(path, model)
+        return state._replace(rest={n: t.detach() for n, t in state.rest.items()}), info
+
+    return {"load": load_frozen}
+
+
+@mistake("C1", "saving turns the scores into masks")
+def _(right: Any) -> Rebound:
+    save = right.file.save
+
+    def save_all(path: Any, model: Any, state: Any, *args: Any, density: float, **kw: Any) -> None:
+        save(path, model, state, *args, density=density, **kw)
+        for scores in state.scores.values():
+            scores.detach().copy_(right.score_mask(scores.detach(), density=density))
+
+    return {"save": save_all}
+
+
 @mistake("C2", "the masks are followed by an empty byte")
 def _(right: Any) -> Rebound:
     pack = right.file.pack
@@ -924,6 +1153,20 @@ def _(right: Any) -> Rebound:
     return {"save": lambda *args, half=False, **kw: save(*args, **kw)}
 
 
+@mistake("C4", "the rest of the state is rounded, too")
+def _(right: Any) -> Rebound:
+    save = right.file.save
+
+    def save_half(
+        path: Any, model: Any, state: Any, *args: Any, half: bool = False, **kw: Any
+    ) -> None:
+        save(path, model, state, *args, half=half, **kw)
+        for tensor in state.rest.values() if half else ():
+            tensor.detach().copy_(tensor.detach().half())
+
+    return {"save": save_half}
+
+
 @mistake("C5", "the weights are not compared with the prototype that is stored")
 def _(right: Any) -> Rebound:
     return {"_need": unchecked}
@@ -937,6 +1180,18 @@ def _(right: Any) -> Rebound:
         check_same(what, {name: got[name] for name in got if name in want}, want)
 
     return {"check_same": check_known}
+
+
+@mistake("C6", "ties are not compared")
+def _(right: Any) -> Rebound:
+    need = right.file._need
+    return {"_need": lambda true, otherwise: need(true or "ties" in otherwise, otherwise)}
+
+
+@mistake("C6", "values that the model's dtype does not hold become infinite")
+def _(right: Any) -> Rebound:
+    need = right.file._need
+    return {"_need": lambda true, otherwise: need(true or "too large for" in otherwise, otherwise)}
 
 
 @mistake("C7", "the checksum is not compared")
@@ -1074,3 +1329,12 @@ def _(right: Any) -> Rebound:
         return right.fill_weights({"all": values}, shapes, strategy)
 
     return {"fill_weights": fill_weights}
+
+
+@mistake("E11", "scores of any dtype are ranked")
+def _(right: Any) -> Rebound:
+    return {
+        "score_mask": lambda scores, density: right.score_mask(
+            scores if scores.is_floating_point() else scores.float(), density=density
+        )
+    }

@@ -77,12 +77,15 @@ class Attention(nn.Module):
 
 
 class Awkward(nn.Module):
-    """Extra state, a state_dict of copies, a slash in a name, an empty tensor of huge shape."""
+    """Extra state, a state_dict of copies, ties in it, a slash in a name, a huge empty tensor."""
 
     def __init__(self) -> None:
         super().__init__()
         self.add_module("in/out", nn.Linear(3, 4))
+        self.again = nn.Linear(3, 4, bias=False)
+        self.again.weight = self.get_parameter("in/out.weight")
         self.norm = nn.BatchNorm1d(4)
+        self.norm.register_buffer("twin", self.norm.running_mean)
         self.register_buffer("nothing", torch.empty(0, 2**60))
         self.register_state_dict_post_hook(  # type: ignore[no-untyped-call]
             lambda module, entries, prefix, metadata: entries.update(copy.deepcopy(entries))

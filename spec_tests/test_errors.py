@@ -67,7 +67,9 @@ def test_unknown_strategy() -> None:
     """A strategy of another name is refused, and so is a ratio where none belongs, and a name in
     place of a strategy.
     """
+    prototype = pemn.make_prototype(SHAPES, pemn.mp, seed=0)
     refuses(lambda: pemn.make_prototype(SHAPES, "mp", seed=0), "mp")
+    refuses(lambda: pemn.fill_weights(prototype, SHAPES, "mp"), "mp")
     refuses(lambda: pemn.Strategy("padding"), "padding", "one_layer")
     refuses(lambda: pemn.Strategy("mp", 0.1), "mp", 0.1)
 
@@ -153,6 +155,15 @@ def test_unusable_prototype() -> None:
         refuses(lambda: pemn.fill_weights(wrong, SHAPES, pemn.mp))  # noqa: B023
 
 
+@clause("E11", "SHOULD")
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int8, torch.int64, torch.complex64])
+def test_scores_are_real_floats(dtype: torch.dtype) -> None:
+    """Scores that are not real floats are refused, and their dtype named: they have no gradient, or
+    no order.
+    """
+    refuses(lambda: pemn.score_mask(torch.ones(4, dtype=dtype), density=0.5), dtype)
+
+
 # --- The reference's own: what its messages say -------------------------------------------------
 
 
@@ -165,11 +176,11 @@ def forward_with(**changes: dict[str, Tensor]) -> Any:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: pemn.kept(3, 2), "density must lie in (0, 1], got 2"),
+        (lambda: pemn.kept(3, 2), "density must be a number in (0, 1], got 2"),
         (lambda: pemn.kept(0, 0.5), "numel must be at least 1, got 0"),
-        (lambda: pemn.prototype_length(3, 2), "ratio must lie in (0, 1], got 2"),
+        (lambda: pemn.prototype_length(3, 2), "ratio must be a number in (0, 1], got 2"),
         (lambda: pemn.prototype_length(0, 0.5), "numel must be at least 1, got 0"),
-        (lambda: pemn.rp(2), "ratio must lie in (0, 1], got 2"),
+        (lambda: pemn.rp(2), "ratio must be a number in (0, 1], got 2"),
         (
             lambda: pemn.init_scores({}, seed=0),
             "nothing to mask: there is no convolution, linear or attention weight",
@@ -184,7 +195,7 @@ def forward_with(**changes: dict[str, Tensor]) -> Any:
         ),
         (
             lambda: pemn.maskable_shapes(nn.LazyLinear(3)),
-            "weight must be a plain float, not lazy, computed or quantised",
+            "weight must be a plain real parameter, not lazy or computed",
         ),
         (lambda: forward_with(scores={}), "scores do not fit the weights: weight is missing"),
         (lambda: forward_with(rest={}), "the state does not fit the model: bias is missing"),

@@ -69,11 +69,15 @@ def saved(*arguments: Any, **options: Any) -> bytes:
 
 
 def network(case: str, strategy: Drawn, seed: int) -> tuple[nn.Module, Any]:
-    """A model, and a state for it with scores that were not drawn by the implementation."""
+    """A model in channels_last, and a state for it with scores of the suite's own."""
     model = built(CASES[case].build, seed % 1000)
+    for parameter in model.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.to(memory_format=torch.channels_last)
     state = pemn.init(model, strategy.value, seed=seed)
     for name, scores in state.scores.items():
-        state.scores[name] = random_scores(scores.shape, seed).float().requires_grad_()
+        like = torch.empty_like(scores)
+        state.scores[name] = like.copy_(random_scores(scores.shape, seed)).requires_grad_()
     for name in state.buffers.keys() & model.state_dict().keys():
         state.buffers[name] += 1  # not the model's own any more
     return model, state
@@ -102,7 +106,9 @@ def test_round_trip(case: str, strategy: Drawn, density: float, seed: int) -> No
     the same dense model, with the model and without; non-persistent buffers are the model's.
     """
     model, state = network(case, strategy, seed)
+    before = [bits(part) for part in state]
     data = saved(model, state, strategy.value, density=density, tag="a tag")
+    assert [bits(part) for part in state] == before
     again, info = with_file(data, lambda path: pemn.load(path, model))
     for part in ("weights", "rest", "buffers"):
         assert bits(getattr(again, part)) == bits(getattr(state, part))
@@ -112,6 +118,7 @@ def test_round_trip(case: str, strategy: Drawn, density: float, seed: int) -> No
         assert torch.equal(scores, mask)
         assert torch.equal(pemn.score_mask(scores, density=density), mask)
         assert scores.requires_grad
+    assert all(tensor.requires_grad for tensor in again.rest.values())
     dense = pemn.materialize(model, state, density=density)
     assert bits(pemn.materialize(model, again, density=info.density)) == bits(dense)
     assert bits(with_file(data, pemn.load_dense)) == bits(dense)
@@ -163,6 +170,7 @@ def test_half() -> None:
     state.rest["scale"].data.fill_(1 / 3)
     full = saved(model, state, pemn.mp, density=0.5)
     half = saved(model, state, pemn.mp, density=0.5, half=True)
+    assert saved(model, state, pemn.mp, density=0.5) == full  # the state is as it was
     lengths = [len(d) - struct.unpack("<Q", d[:8])[0] for d in (full, half)]
     assert lengths[0] - lengths[1] == 2 * sum(t.numel() for t in state.rest.values())
     info = with_file(half, pemn.inspect)
@@ -198,6 +206,10 @@ def test_only_what_a_file_can_hold() -> None:
     refused("rest", {"scale": torch.tensor(math.inf)}, "rest/scale")
     refused("rest", {"more": torch.ones(1)}, "more")
     refused("buffers", {"steps": torch.tensor(1j)}, "buffers/steps")
+    integers = {name: weight.int() for name, weight in state.weights.items()}
+    refused("weights", integers, "prototype/all")
+    huge = linear_with(nothing=torch.empty(0, 2**61))
+    refuses(lambda: saved(huge, pemn.init(huge, pemn.mp, seed=0), pemn.mp, density=0.5), "nothing")
     refuses(lambda: saved(model, state, pemn.mp, density=0.5, tag=1), "tag")
     refuses(lambda: saved(model, state, pemn.mp, density=1.5), "density", 1.5)
     own = state_of(model, pemn.mask)
@@ -209,7 +221,9 @@ def test_only_what_a_file_can_hold() -> None:
 
 @clause("C6", "SHOULD")
 def test_another_model() -> None:
-    """A file is refused by a model that it is not of: the message names the first difference."""
+    """A file is refused by a model that it is not of, also where tensors are tied in another way,
+    or where its dtypes do not hold what is in the file: the message names the first difference.
+    """
     path = vector("valid", "rp")
     fewer, larger, other = Small(), Small(), Small()
     fewer.scale = None  # type: ignore[assignment]
@@ -222,6 +236,21 @@ def test_another_model() -> None:
     other.fourth = nn.Linear(3, 3)
     refuses(lambda: pemn.load(path, other), "fourth.weight")
     refuses(lambda: pemn.load(path, nn.LSTM(3, 4)), "first.weight")
+
+    def refused(own: nn.Module, state: Any, model: nn.Module, *named: str) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.safetensors"
+            pemn.save(path, own, state, pemn.mp, density=0.5)
+            refuses(lambda: pemn.load(path, model), path.name, *named)
+
+    three, tied = (nn.Sequential(*(nn.Linear(3, 3) for _ in range(3))) for _ in range(2))
+    three[2].weight, tied[2].weight = three[0].weight, tied[1].weight
+    refused(three, pemn.init(three, pemn.mp, seed=0), tied, "2.weight", "0.weight", "1.weight")
+    large = Small()
+    large.scale.data.fill_(1e6)
+    refused(large, pemn.init(large, pemn.mp, seed=0), Small().half(), "scale", "float16")
+    half, whole = linear_with(b=torch.tensor(0.5)), linear_with(b=torch.tensor(1))
+    refused(half, pemn.init(half, pemn.mp, seed=0), whole, "b", "float32", "int64")
 
 
 def damaged(data: bytes, draw: random.Random) -> bytes:
@@ -441,9 +470,9 @@ def test_large_layers(strategy: Drawn, density: float, seed: int) -> None:
 
 @clause("C13", "SHOULD")
 def test_awkward_model() -> None:
-    """Of a model whose state_dict is made of copies, as hooks and wrappers do, or has extra state,
-    names with a slash or an empty tensor of huge shape, or whose only layer stands twice, the file
-    holds all tensors, and nothing of the extra state.
+    """Of a model whose state_dict is made of copies, as hooks and wrappers do, of tied tensors too,
+    or has extra state, names with a slash or an empty tensor of huge shape, or whose only layer
+    stands twice, the file holds all tensors, and nothing of the extra state.
     """
     layer = nn.Linear(3, 3, bias=False)
     for model in (built(Awkward, 0), nn.Sequential(layer, layer)):
@@ -472,9 +501,10 @@ def test_invalid_vectors_are_those_of_the_generator(name: str) -> None:
 
 # Of every check of the file an example: a vector is refused for what is wrong with it.
 MESSAGES = {
+    "checksum_upper": f"no checksum: {64 * 'A'}",
     "bit_after_last": "bits are set after the last mask",
     "bool_2": "buffers/flags has bytes above 1",
-    "density_above_1": "density must lie in (0, 1], got 1.5",
+    "density_above_1": "density must be a number in (0, 1], got 1.5",
     "flipped_mask": "the checksum is another one: the file is damaged",
     "header_too_long": "the header would end at byte 11 of 10",
     "large_nothing": "buffers/nothing is too large",
@@ -626,7 +656,7 @@ def current_umask() -> int:
 
 
 @pytest.mark.parametrize("name", sorted(INVALID))
-def test_memory_stays_a_small_multiple_of_the_file(name: str, tmp_path: Path) -> None:
+def test_memory_of_python_stays_a_small_multiple_of_the_file(name: str, tmp_path: Path) -> None:
     data = INVALID[name][1]()
     path = tmp_path / "model.safetensors"
     path.write_bytes(data)

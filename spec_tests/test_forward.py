@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from spec_tests import oracle
 from spec_tests.clauses import clause
-from spec_tests.draws import Drawn, few, fractions, seeds, strategies
+from spec_tests.draws import Drawn, dtypes, few, fractions, random_states, seeds, strategies
 from spec_tests.models import CASES, Awkward, Convolutions, assert_equals_plain, built
 from spec_tests.subject import pemn
 
@@ -36,6 +36,22 @@ def test_maskable_weights(case: str) -> None:
     assert set(state.weights) == set(state.scores) == set(shapes)
     assert set(state.rest) == set(parameters) - set(shapes)
     assert set(state.buffers) == {name for name, _ in model.named_buffers()}
+
+
+class Own(nn.Conv2d):
+    """A convolution of somebody's own."""
+
+
+@clause("W9")
+def test_maskable_is_what_a_module_is() -> None:
+    """Subclasses of the layers are maskable, as is a projection that attention uses twice, once; no
+    other weight of two dimensions or more is.
+    """
+    shared = nn.MultiheadAttention(4, 2, kdim=4, vdim=3)
+    shared.k_proj_weight = shared.q_proj_weight
+    others = [nn.Embedding(3, 2), nn.LayerNorm((2, 3)), nn.Bilinear(2, 2, 2)]
+    names = ["0.weight", "4.q_proj_weight", "4.v_proj_weight", "4.out_proj.weight"]
+    assert list(pemn.maskable_shapes(nn.Sequential(Own(1, 1, 1), *others, shared))) == names
 
 
 @clause("W2")
@@ -67,7 +83,7 @@ def test_modifies_nothing(case: str, seed: int, train: bool) -> None:
     state = pemn.init(model, pemn.mp, seed=seed)
     inputs = inputs_of(case, seed)
     before: list[Any] = copy.deepcopy([inputs, model.state_dict(), *map(dict, state)])
-    random_state = torch.get_rng_state()
+    random_state, passed = torch.get_rng_state(), dict(state.buffers)
     pemn.masked_forward(model, *state, inputs, density=0.5).sum().backward()
     now: list[Any] = [inputs, model.state_dict(), *map(dict, state)]
     assert torch.equal(torch.get_rng_state(), random_state)
@@ -75,18 +91,19 @@ def test_modifies_nothing(case: str, seed: int, train: bool) -> None:
     moved = {n for n, b in state.buffers.items() if not torch.equal(b, before[-1][n])}
     statistics = ("running_mean", "running_var", "num_batches_tracked")
     assert moved == {n for n in state.buffers if train and n.endswith(statistics)}
+    assert all(buffer is passed[name] for name, buffer in state.buffers.items())
     assert all(p.grad is None for p in model.parameters())
 
 
 @clause("W4")
 @pytest.mark.parametrize("case", sorted(CASES))
 @few()
-@given(strategy=strategies(), seed=seeds)
-def test_init_is_its_parts(case: str, strategy: Drawn, seed: int) -> None:
+@given(strategy=strategies(), dtype=dtypes, seed=seeds)
+def test_init_is_its_parts(case: str, strategy: Drawn, dtype: torch.dtype, seed: int) -> None:
     """init(seed) equals make_prototype, fill_weights and init_scores with that seed; rest and
     buffers are copies of the model's; all are leaves in the dtype of their parameter.
     """
-    model = built(CASES[case].build, seed % 100).double()
+    model = built(CASES[case].build, seed % 100).to(dtype)
     shapes = pemn.maskable_shapes(model)
     state = pemn.init(model, strategy.value, seed=seed)
     prototype = pemn.make_prototype(shapes, strategy.value, seed=seed)
@@ -97,14 +114,14 @@ def test_init_is_its_parts(case: str, strategy: Drawn, seed: int) -> None:
         tensors = [part[name] for part in parts if name in part]
         assert all(t.is_leaf and t.dtype == parameter.dtype for t in tensors)
         if name in shapes:
-            assert torch.equal(state.weights[name], weights[name].double())
-            assert torch.equal(state.scores[name], scores[name].double())
+            assert torch.equal(state.weights[name], weights[name].to(dtype))
+            assert torch.equal(state.scores[name], scores[name].to(dtype))
             assert state.scores[name].requires_grad
             assert not state.weights[name].requires_grad
         else:
             assert torch.equal(state.rest[name], parameter)
             assert state.rest[name].requires_grad
-            assert state.rest[name] is not parameter
+            assert state.rest[name].data_ptr() != parameter.data_ptr()
     for name, buffer in model.named_buffers():
         assert torch.equal(state.buffers[name], buffer)
         assert state.buffers[name].data_ptr() != buffer.data_ptr()
@@ -136,7 +153,7 @@ def test_materialize(case: str, strategy: Drawn, density: float, seed: int) -> N
 @clause("W6")
 def test_arguments_reach_the_model() -> None:
     """Positional and keyword arguments, of whatever name but density, are those of the model's
-    forward; so is what it returns.
+    forward; so is what it returns, once its hooks have seen it.
     """
 
     class Scaled(nn.Module):
@@ -148,6 +165,7 @@ def test_arguments_reach_the_model() -> None:
             return {"out": self.linear(x + y) * weights}
 
     model = built(Scaled, 0)
+    model.register_forward_hook(lambda module, inputs, output: {"out": output["out"] + 1})
     state = pemn.init(model, pemn.mp, seed=0)
     x, y = torch.ones(1, 3), torch.tensor([[1.0, 2.0, 3.0]])
     model.load_state_dict(pemn.materialize(model, state, density=0.5))
@@ -172,12 +190,39 @@ def test_memory_format_and_frozen_rest() -> None:
 @clause("W8", "SHOULD")
 def test_materialize_goes_by_name() -> None:
     """A model whose state_dict is made of copies, as hooks and wrappers do, or has extra state, is
-    materialised too, the extra state as it is.
+    materialised too, tied tensors under each of their names, the extra state as it is.
     """
     model = built(Awkward, 0)
     state = pemn.init(model, pemn.mp, seed=0)
+    state.buffers["norm.running_mean"] += 1  # not the model's own any more
     dense = pemn.materialize(model, state, density=0.5)
     masked = pemn.apply_mask(state.weights, state.scores, density=0.5)
-    assert all(torch.equal(dense[name], masked[name]) for name in masked)
+    expected = {**masked, **state.rest, **state.buffers}
+    expected |= {"again.weight": masked["in/out.weight"]}
+    expected |= {"norm.twin": state.buffers["norm.running_mean"]}
     assert list(dense) == list(model.state_dict())
+    assert all(torch.equal(dense[name], expected[name]) for name in expected)
     model.load_state_dict(dense)
+
+
+@clause("W10")
+@pytest.mark.parametrize("case", sorted(CASES))
+@few()
+@given(strategy=strategies(), density=fractions, seed=seeds)
+def test_init_and_materialize_modify_nothing(
+    case: str, strategy: Drawn, density: float, seed: int
+) -> None:
+    """init and materialize leave model, state and the global random states as they are."""
+    model = built(CASES[case].build, seed % 100)
+    before = copy.deepcopy(model)
+    with torch.random.fork_rng(devices=[]):
+        torch.rand(1)  # so that it is not as any seed has it
+        random = random_states()
+        state = pemn.init(model, strategy.value, seed=seed)
+        parts = copy.deepcopy([*map(dict, state)])
+        pemn.materialize(model, state, density=density)
+        assert random_states() == random
+    torch.testing.assert_close([*map(dict, state)], parts, rtol=0, atol=0)
+    torch.testing.assert_close(model.state_dict(), before.state_dict(), rtol=0, atol=0)
+    now, then = ([p.requires_grad for p in m.parameters()] for m in (model, before))
+    assert now == then

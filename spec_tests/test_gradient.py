@@ -130,3 +130,30 @@ def test_apply_mask_does_not_freeze_weights(seed: int, density: float) -> None:
     masked.backward(upstream)
     expected = upstream.numpy() * oracle.mask(scores.numpy(), density)
     np.testing.assert_array_equal(gradient(weight), expected)
+
+
+@clause("G7")
+@pytest.mark.parametrize("case", sorted(CASES))
+@few()
+@given(density=fractions, seed=seeds)
+def test_network_trains_straight_through(case: str, density: float, seed: int) -> None:
+    """In a whole network, step after step, every score gets the gradient that its weight has in the
+    plain module with the materialised weights, times weight and sign of the score.
+    """
+    model = built(CASES[case].build, seed % 100).double().eval()
+    state = pemn.init(model, pemn.rp(0.1), seed=seed)
+    inputs = CASES[case].inputs(torch.Generator().manual_seed(seed % 2**32))
+    inputs = inputs.double() if inputs.is_floating_point() else inputs
+    for _ in range(2):
+        model.load_state_dict(pemn.materialize(model, state, density=density))
+        model.zero_grad()
+        model(inputs).square().sum().backward()
+        pemn.masked_forward(model, *state, inputs, density=density).square().sum().backward()
+        for name, scores in state.scores.items():
+            plain = model.get_parameter(name).grad
+            assert plain is not None
+            expected = plain * state.weights[name] * scores.detach().sign()
+            torch.testing.assert_close(scores.grad, expected, rtol=1e-9, atol=1e-12)
+            with torch.no_grad():
+                scores.copy_(scores.flip(0))
+            scores.grad = None

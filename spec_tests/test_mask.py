@@ -75,6 +75,8 @@ def test_largest_magnitudes_are_kept(scores: Tensor, density: float) -> None:
 @example(torch.ones(3, 4), 0.5)
 @example(torch.zeros(5, 1), 0.3)
 @example(-torch.ones(2, 3, dtype=torch.bfloat16), 0.9)
+@example(torch.ones(1000, dtype=torch.bfloat16), 0.1)  # more ties than it counts
+@example(torch.ones(5000, dtype=torch.float16), 0.1)
 def test_ties_drop_the_earlier(scores: Tensor, density: float) -> None:
     """Of equal |score| the earlier in row-major order are dropped first."""
     assert_oracle_mask(scores, density)

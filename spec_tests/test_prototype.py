@@ -1,6 +1,7 @@
 """P: the prototype and the scores, as they are drawn."""
 
 import math
+from itertools import combinations
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from spec_tests.draws import (
     Drawn,
     Shapes,
     fractions,
+    random_states,
     repeated_shape_sets,
     seeds,
     shape_sets,
@@ -100,15 +102,19 @@ def test_own_values_are_kaiming_normal_of_their_layer(seed: int) -> None:
 @clause("P5")
 @given(shapes=repeated_shape_sets(), strategy=strategies(), seed=seeds)
 def test_seed_decides(shapes: Shapes, strategy: Drawn, seed: int) -> None:
-    """The same seed gives the same bits of prototypes and scores, another seed other values."""
+    """The same seed gives the same bits of prototypes and scores, another seed other values, in
+    whichever of its bits it differs.
+    """
 
     def drawn(seed: int) -> list[Tensor]:
         prototype = pemn.make_prototype(shapes, strategy.value, seed=seed)
         return [*prototype.values(), *pemn.init_scores(shapes, seed=seed).values()]
 
-    first, again, other = drawn(seed), drawn(seed), drawn(seed + 1)
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    assert all(not torch.equal(a, b) for a, b in zip(first, other, strict=True))
+    first = drawn(seed)
+    assert all(torch.equal(a, b) for a, b in zip(first, drawn(seed), strict=True))
+    for bit in (0, 8, 32, 62):
+        other = drawn(seed ^ 1 << bit)
+        assert all(not torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
 @clause("P6")
@@ -139,15 +145,15 @@ def test_weights_and_scores_are_independent(seed: int) -> None:
 @clause("P8")
 @given(shapes=shape_sets, strategy=strategies(), seed=seeds)
 def test_global_random_state_is_untouched(shapes: Shapes, strategy: Drawn, seed: int) -> None:
-    """Drawing neither reads nor moves the caller's global random state."""
+    """Drawing neither reads nor moves the caller's global random state, torch's or another."""
     results = []
     for state in (1, 2):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(state)
-            before = torch.get_rng_state()
+            before = random_states()
             prototype = pemn.make_prototype(shapes, strategy.value, seed=seed)
             scores = pemn.init_scores(shapes, seed=seed)
-            assert torch.equal(torch.get_rng_state(), before)
+            assert random_states() == before
         results.append([*prototype.values(), *scores.values()])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
@@ -174,6 +180,19 @@ def test_every_weight_has_scores_of_its_own(shapes: Shapes, seed: int) -> None:
     drawn = [s.flatten() for s in scores.values()]
     for i, a in enumerate(drawn):
         assert all(not torch.equal(a, b) for b in drawn[:i])
+
+
+@clause("P12")
+@given(seed=seeds)
+def test_prototypes_are_drawn_apart(seed: int) -> None:
+    """The prototypes of two groups do not depend on each other."""
+    shapes = {**LONG, "twin.weight": LONG["large.weight"]}
+    for strategy, groups in ((pemn.mask, 4), (pemn.one_layer, 3)):
+        drawn = [*pemn.make_prototype(shapes, strategy, seed=seed).values()]
+        assert len(drawn) == groups
+        for a, b in combinations(drawn, 2):
+            pair = torch.stack([values[: min(len(a), len(b))] for values in (a, b)]).double()
+            assert abs(torch.corrcoef(pair)[0, 1]) < 6 / math.sqrt(pair.shape[1])
 
 
 @clause("P11", "SHOULD")

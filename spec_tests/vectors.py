@@ -291,6 +291,8 @@ reentered("offsets that run backwards", "masks", "data_offsets", [4, 0], "backwa
 
 # --- The metadata ---------------------------------------------------------------------------------
 
+edited("a checksum in capitals", 64 * "0", 64 * "A", "checksum_upper")
+edited("a checksum too short", 64 * "0", "0", "checksum_short")
 edited("version 2", '"version":1', '"version":2', "version_2")
 edited("version true", '"version":1', '"version":true', "version_true")
 edited("no version", '"version":1,', "", "no_version")
