@@ -98,7 +98,7 @@ class Implementation(Protocol):
     def make_prototype(self, shapes: Shapes, strategy: Any, /, *, seed: int) -> dict[str, Tensor]:
         """Group -> 1-D float32 CPU tensor; the names of groups are the implementation's own.
 
-        Every seed from 0 to 2**63 is taken, and all of its bits count.
+        Every seed from 0 to 2**63 is taken, and at least its lower 32 bits count.
 
         ValueError for no shapes, an empty weight, a seed that is not an int.
         """

@@ -103,7 +103,7 @@ def test_own_values_are_kaiming_normal_of_their_layer(seed: int) -> None:
 @given(shapes=repeated_shape_sets(), strategy=strategies(), seed=seeds)
 def test_seed_decides(shapes: Shapes, strategy: Drawn, seed: int) -> None:
     """The same seed gives the same bits of prototypes and scores, another seed other values, in
-    whichever of its bits it differs.
+    whichever of its lower 32 bits it differs.
     """
 
     def drawn(seed: int) -> list[Tensor]:
@@ -112,7 +112,7 @@ def test_seed_decides(shapes: Shapes, strategy: Drawn, seed: int) -> None:
 
     first = drawn(seed)
     assert all(torch.equal(a, b) for a, b in zip(first, drawn(seed), strict=True))
-    for bit in (0, 8, 32, 62):
+    for bit in (0, 8, 31):
         other = drawn(seed ^ 1 << bit)
         assert all(not torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
