@@ -1,5 +1,6 @@
 """The command line: ``python -m reproduce run`` and what can be done with its files."""
 
+import errno
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -149,7 +150,8 @@ def run(
     start = time.monotonic()
     try:
         if wanted.name == "paper":
-            _prepare(read_plan(wanted, chosen, out, ledger), judged, data, out, on_cpu)
+            found = read_plan(wanted, chosen, out, ledger)
+            _prepare(found, judged, data, out, on_cpu, cells_per_gpu or 1)
         if max_minutes is not None:
             max_minutes -= (time.monotonic() - start) / 60  # of the check
         with stopping(max_minutes) as stop:
@@ -165,7 +167,9 @@ def run(
         complain(f"error: {error}")
         raise typer.Exit(2) from None
     except OSError as error:
-        complain(f"error: {error}; --out must name a folder that can be written")
+        short = error.errno in (errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE)
+        hint = "" if short else "; --out must name a folder that can be written"
+        complain(f"error: {error}{hint}")
         raise typer.Exit(2) from None
     if not complete:
         complain("some runs failed or were skipped, as said above")
@@ -444,7 +448,12 @@ def _chosen(
 
 
 def _prepare(
-    plan: "Plan", device: "Device | None", data: Path | None, out: Path, on_cpu: bool
+    plan: "Plan",
+    device: "Device | None",
+    data: Path | None,
+    out: Path,
+    on_cpu: bool,
+    together: int,
 ) -> None:
     """Before days are spent: no other device is meant, and this one can be trusted.
 
@@ -465,7 +474,7 @@ def _prepare(
             " --study cifar10-small, which takes hours on a CPU"
         )
         raise typer.Exit(2)
-    if not check(plan, device, data, out, _console().print):
+    if not check(plan, device, data, out, _console().print, together):
         complain("error: nothing is trained before all that FAILED above is mended")
         raise typer.Exit(2)
 

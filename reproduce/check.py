@@ -22,12 +22,18 @@ PROCESS = 1.6
 
 
 def check(
-    plan: Plan, device: Device, data: Path | None, out: Path, say: Callable[[str], None]
+    plan: Plan,
+    device: Device,
+    data: Path | None,
+    out: Path,
+    say: Callable[[str], None],
+    together: int = 1,
 ) -> bool:
     """Whether what the plan still has to train can be trained there; says a line for each point.
 
-    ``data`` and ``out`` are those of ``run_study``. Runs on a dataset that is missing will be
-    skipped, so that it is a failure only where there is no other.
+    ``data`` and ``out`` are those of ``run_study``; so many cells will be trained ``together`` on
+    the device. Runs on a dataset that is missing will be skipped, so that it is a failure only
+    where there is no other.
 
     Raises:
         OSError: if ``out`` cannot be written.
@@ -43,16 +49,17 @@ def check(
             "numbers": lambda: compare_numbers(cells, device),
             "training": lambda: train_briefly(cells, images, device, folder),
             "resuming": lambda: stop_and_resume(device, folder),
-            "memory": lambda: _try_largest(cells, device),
+            "memory": lambda: _try_largest(cells, device, together),
             "time": lambda: _estimate(plan, device),
         }
         good = True
         for point, judge in points.items():
             try:
                 say(f"ok       {point}: {judge()}")
-            except (TrialError, RuntimeError, OSError) as error:
-                say(f"FAILED   {point}: {' '.join(str(error).split())}")
+            except Exception as error:  # whatever it is: the other points are still of interest
+                say(f"FAILED   {point}: {' '.join((str(error) or repr(error)).split())}")
                 good = False
+        device.release_memory()
     return good
 
 
@@ -85,7 +92,7 @@ def _count_disk(plan: Plan, out: Path) -> str:
     return what
 
 
-def _try_largest(cells: Sequence[Cell], device: Device) -> str:
+def _try_largest(cells: Sequence[Cell], device: Device, together: int) -> str:
     """Two steps where somebody counts their memory, else what was counted without a step."""
     largest = max(map(learned, cells), key=lambda cell: size(cell).memory)
     free = device.free_memory()
@@ -102,8 +109,9 @@ def _try_largest(cells: Sequence[Cell], device: Device) -> str:
     except torch.OutOfMemoryError:
         raise TrialError(f"{what} does not fit in {free / 1e9:.2f} GB: {less}") from None
     needed = PROCESS * size(largest).memory if peak is None else peak + size(largest).held_out
-    what += f" needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free"
-    if needed > free:
+    each = f", each of {together}" if together > 1 else ""
+    what += f" needs {needed / 1e9:.2f} GB{each}, {free / 1e9:.2f} GB are free"
+    if together * needed > free:
         raise TrialError(f"{what}: {less}")
     return what
 

@@ -30,7 +30,7 @@ from pemn_ref.file import write
 from reproduce.cells import Cell
 from reproduce.checkpoint import Checkpoint, Stopped, stopping
 from reproduce.data.batches import Images
-from reproduce.device import Device, open_device
+from reproduce.device import Device, gpus, open_device
 from reproduce.rows import Row
 from reproduce.run import TAKEN, Result, Work, describe, train_run
 from reproduce.train import Epoch
@@ -48,7 +48,7 @@ class Cluster:
     @property
     def here(self) -> Device | None:
         """A device of this process like those of the runs; None where it has none."""
-        if self.device == "cuda" and not torch.cuda.device_count():
+        if self.device == "cuda" and not gpus():
             return None
         return open_device(self.device)
 
@@ -142,7 +142,7 @@ def train_task(
     torch.set_num_threads(1)
     device = open_device(cluster.device)
     if device.workers:
-        device = replace(device, workers=max(1, int(cluster.cpus)))
+        device = replace(device, workers=max(1, min(device.workers, int(cluster.cpus))))
     run, what = cell.run_id(seed), describe(cell, seed)
 
     def tell(history: list[Epoch]) -> None:

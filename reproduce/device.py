@@ -66,8 +66,13 @@ class Device:
         """Bytes that can be had for tensors."""
         if self._on_cpu:
             return available_memory()
-        torch.cuda.empty_cache()  # what PyTorch keeps for the next tensor counts as used
+        self.release_memory()  # what is kept counts as used
         return torch.cuda.mem_get_info(self.torch)[0]
+
+    def release_memory(self) -> None:
+        """Hand back what PyTorch keeps for the next tensor."""
+        if not self._on_cpu:
+            torch.cuda.empty_cache()
 
     def peak_memory(self, run: Callable[[], object]) -> int | None:
         """Bytes of all tensors there while ``run`` runs, at most; None where nobody counts them."""
@@ -111,7 +116,7 @@ def open_device(name: str | None = None) -> Device:
     Raises:
         ValueError: if it is none of these, or not there.
     """
-    present = torch.cuda.device_count()
+    present = gpus()
     name = name or ("cuda" if present else "cpu")
     if name == "cpu":
         keep_freed_memory()
@@ -125,7 +130,7 @@ def open_device(name: str | None = None) -> Device:
         raise ValueError(f"a device is cpu, cuda or cuda:N, got {name!r}")
     index = int(match[1] or 0)
     if index >= present:
-        raise ValueError(f"no {name!r} here: PyTorch sees {present} CUDA devices")
+        raise ValueError(f"no {name!r} here: PyTorch sees {present} CUDA devices that it can use")
     return Device(
         torch.device("cuda", index),
         torch.cuda.get_device_name(index),
@@ -133,6 +138,11 @@ def open_device(name: str | None = None) -> Device:
         pinned=True,
         workers=min(16, cores()),  # more do not make batches faster than a GPU takes them
     )
+
+
+def gpus() -> int:
+    """GPUs that PyTorch can use: it counts one whose driver is too old for it, too, and warns."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def cores() -> int:

@@ -48,6 +48,7 @@ class Recipe:
         )
 
 
+# Known for masked networks of depth 6 and width 256 on CIFAR-10, and taken for all others.
 CONVMIXER = Recipe(
     name="convmixer",
     version=1,
@@ -66,7 +67,7 @@ CONVMIXER = Recipe(
     inferred=(),
 )
 
-# Random crop and flip are known, as is all else of the recipe but the patch size of the model.
+# Random crop and flip are known; the patch size of the model is not.
 TINY_IMAGENET = replace(CONVMIXER, name="convmixer-tiny-imagenet", augmentation="tiny-imagenet")
 
 VIT = Recipe(

@@ -87,8 +87,8 @@ def train(
     Both are on ``device``. ``on_epoch`` is given the epochs so far. Goes on from the ``checkpoint``
     where there is one: every random choice is a function of seed, epoch and step alone, so that
     needs no state of a generator and changes nothing. The rate is set at each step, to that of the
-    step's end, as the released code has it. Within an epoch no value is read, so the device never
-    waits for the host.
+    step's end, as the released code has it. Within an epoch no value is read, so the host never
+    waits for the device.
 
     Raises:
         FloatingPointError: if the loss of an epoch is not finite, or the network after the last.

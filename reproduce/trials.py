@@ -1,5 +1,6 @@
 """Small trials of a device: its numbers, its training, its way back from a checkpoint."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,7 +31,8 @@ SMALL = [cell for cell in STUDIES["digits"].cells if cell.name == "mp"]
 """A cell of each family that trains in seconds."""
 # Relative distances that are allowed: of the logits, and of the score gradients of any layer. On a
 # CPU they were up to 2e-6 and 4e-6 in float32, 0.013 and 0.2 (ResNet; the others 0.02) in bfloat16.
-TOLERANCES = {"float32": (1e-4, 1e-4), "bfloat16": (0.05, 0.5)}
+# But one ReLU of the ResNet that rounding turns over changes gradients by up to 8e-3.
+TOLERANCES = {"float32": (1e-4, 3e-2), "bfloat16": (0.05, 0.5)}
 STEPS = 50
 # The least fall of the loss, of the first; on a CPU, full size or small, it was 0.08 or more.
 FALL = 0.03
@@ -165,31 +167,42 @@ def stop_and_resume(device: Device, folder: Path) -> str:
     study = STUDIES["digits"].chosen(models=["convmixer"], strategies=["mp"]).shortened(_EPOCHS)
     run = study.cells[0].run_id(0)
     whole, parts = (RunStore(folder / name, "digits", print) for name in ("whole", "parts"))
-    _end(_start(device, whole), 0)
+    _finish(_start(device, whole))
 
-    two_epochs = sum(epoch["seconds"] for epoch in whole.rows()[run]["history"][:2])
+    wait = sum(epoch["seconds"] for epoch in whole.rows()[run]["history"][:2])
     lock = parts.out / "locks" / f"{run}.lock"
+    tries = _TRIES
     kept: list[Epoch] = []
     while not kept:  # a device that was slow to begin has not come so far
         lock.unlink(missing_ok=True)
         child = _start(device, parts)
         while child.poll() is None and not lock.exists():
             time.sleep(0.02)
-        time.sleep(two_epochs)
+        time.sleep(wait)
         child.terminate()
-        _end(child, 128 + signal.SIGTERM)
+        _, errors = child.communicate()
+        if run in parts.rows():  # quicker to begin than the first process, it was done before
+            tries -= 1
+            if not tries:
+                raise TrialError(f"SIGTERM does not stop it: {_NO_STOP}")
+            wait /= 2
+            shutil.rmtree(parts.out)
+            parts = RunStore(parts.out, "digits", print)
+            continue
+        _expect(128 + signal.SIGTERM, child, errors)
         content = parts.checkpoint(run, 0, Stop()).read()
         if content is None:
             raise TrialError(f"stopped without a checkpoint: {_NO_STOP}")
         kept = [Epoch(*epoch) for epoch in content["position"]["history"]]
 
-    _end(_start(device, parts), 0)
+    _finish(_start(device, parts))
     compare_runs(parts, whole, run, kept, device)
     same = ", to the same bits" if device.repeats else ""
     return f"stopped after {len(kept)} epochs, gone on to {_EPOCHS}{same}"
 
 
 _EPOCHS = 10
+_TRIES = 6
 _NO_STOP = "do not stop runs there, or mend that first"
 
 
@@ -205,10 +218,15 @@ def _start(device: Device, store: RunStore) -> "subprocess.Popen[str]":
     )
 
 
-def _end(child: "subprocess.Popen[str]", code: int) -> None:
+def _finish(child: "subprocess.Popen[str]") -> None:
     _, errors = child.communicate()
+    _expect(0, child, errors)
+
+
+def _expect(code: int, child: "subprocess.Popen[str]", errors: str) -> None:
     if child.returncode != code:
-        raise TrialError(f"exit code {child.returncode}, not {code}: {errors.strip()}: {_NO_STOP}")
+        said = errors.strip() or "nothing was said"
+        raise TrialError(f"exit code {child.returncode}, not {code}: {said}: {_NO_STOP}")
 
 
 def compare_runs(

@@ -226,6 +226,29 @@ runpy.run_module("reproduce", run_name="__main__", alter_sys=True)
     assert len(starts) > 3  # whole, stopped too early, stopped, gone on
 
 
+def test_a_run_that_is_quicker_to_begin_than_the_first_is_stopped_sooner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    popen = subprocess.Popen
+    cold = """
+import runpy, time
+import reproduce.train as t
+loss, steps = t.cross_entropy, iter([4])
+t.cross_entropy = lambda *how: (time.sleep(next(steps, 0)), loss(*how))[1]
+runpy.run_module("reproduce", run_name="__main__", alter_sys=True)
+"""
+    starts: list[Sequence[str]] = []
+
+    def start(command: Sequence[str], **how: Any) -> "subprocess.Popen[str]":
+        starts.append(command)
+        python, _, _, *arguments = command
+        return popen([python, "-c", cold, *arguments] if len(starts) == 1 else command, **how)
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    assert "gone on to 10, to the same bits" in stop_and_resume(CPU, tmp_path)
+    assert len(starts) > 3  # whole, done before it was stopped, stopped, gone on
+
+
 def test_a_run_that_cannot_be_stopped_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,7 +265,8 @@ runpy.run_module("reproduce", run_name="__main__", alter_sys=True)
         return popen([python, "-c", deaf, *arguments], **how)
 
     monkeypatch.setattr(subprocess, "Popen", start)
-    with pytest.raises(TrialError, match="exit code 0, not 143"):
+    monkeypatch.setattr(trials, "_TRIES", 2)
+    with pytest.raises(TrialError, match="SIGTERM does not stop it: do not stop runs there"):
         stop_and_resume(CPU, tmp_path)
 
 
@@ -280,7 +304,7 @@ def test_a_run_that_does_not_go_on_as_it_was_is_said(
 @pytest.mark.parametrize("kind", [Device, Counting])
 def test_the_largest_cell_fits(kind: type[Device]) -> None:
     larger = replace(TINY, model=replace(TINY.model, width=16))
-    said = points._try_largest([TINY, larger, TINY], like(kind))
+    said = points._try_largest([TINY, larger, TINY], like(kind), 1)
     assert said.startswith("convmixer-d1-w16 on cifar10 needs 0.")
 
 
@@ -294,7 +318,12 @@ def test_the_largest_cell_fits(kind: type[Device]) -> None:
 )
 def test_memory_that_does_not_suffice_is_said(kind: type[Device], named: str) -> None:
     with pytest.raises(TrialError, match=named):
-        points._try_largest([TINY], like(kind))
+        points._try_largest([TINY], like(kind), 1)
+
+
+def test_memory_must_suffice_for_all_that_train_together() -> None:
+    with pytest.raises(TrialError, match=r"needs 0.12 GB, each of 2, 0.12 GB are free: choose"):
+        points._try_largest([TINY], like(Counting), 2)
 
 
 def test_disk_must_hold_every_file_and_two_checkpoints(
@@ -343,11 +372,16 @@ def test_every_point_is_a_line_and_one_that_fails_stops_no_other(
     def fail(*_: object) -> str:
         raise RuntimeError("CUDA error:\n no kernel")
 
+    def stumble(*_: object) -> str:
+        raise AssertionError
+
     monkeypatch.setattr(points, "compare_numbers", fail)
+    monkeypatch.setattr(points, "train_briefly", stumble)
     lines.clear()
     assert not points.check(plan, CPU, None, tmp_path, lines.append)
     assert lines[2] == "FAILED   numbers: CUDA error: no kernel"
-    assert [line.split()[0] for line in lines] == ["ok", "ok", "FAILED", *["ok"] * 4]
+    assert lines[3] == "FAILED   training: AssertionError()"
+    assert [line.split()[0] for line in lines] == ["ok", "ok", "FAILED", "FAILED", *["ok"] * 3]
     assert not list(tmp_path.glob("check-*"))
 
 

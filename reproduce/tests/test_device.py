@@ -12,6 +12,7 @@ from reproduce.device import open_device
 @pytest.fixture
 def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine where PyTorch sees two."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
@@ -55,6 +56,14 @@ def test_workers_have_the_cores_that_are_ours(
 def test_best_device_without_a_gpu_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert open_device().torch == torch.device("cpu")
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_gpu_whose_driver_is_too_old_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # device_count is 2 then, too
+    assert open_device().torch == torch.device("cpu")
+    with pytest.raises(ValueError, match="no 'cuda' here: PyTorch sees 0"):
+        open_device("cuda")
 
 
 @pytest.mark.usefixtures("two_gpus")

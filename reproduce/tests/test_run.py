@@ -1,5 +1,6 @@
 """The command as a person runs it, on a small real run."""
 
+import errno
 import json
 import resource
 import shutil
@@ -327,6 +328,17 @@ def test_full_disk_is_one_line_and_exit_code_2(command: RunCommand) -> None:
     assert [path] == [*command.out.glob("checkpoints/*")]
     assert path.read_bytes() == before
     assert command(*SMALL)[0] == 0
+
+
+def test_other_errors_of_the_system_are_not_blamed_on_the_folder(
+    command: RunCommand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fork(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr("reproduce.run.training_batches", fork)
+    code, _, errors = command(*SMALL)
+    assert (code, errors) == (2, "error: [Errno 12] Cannot allocate memory\n")
 
 
 @pytest.mark.parametrize(
