@@ -93,7 +93,7 @@ def materialize(model: nn.Module, state: State, *, density: float) -> dict[str, 
     masked = apply_mask(state.weights, state.scores, density=density)
     tensors = {**masked, **state.rest, **state.buffers}
     copies = {f"model.{name}": tensor.detach().clone() for name, tensor in tensors.items()}
-    dense: dict[str, Any] = functional_call(_StateDict(model), copies, ())
+    dense: dict[str, Any] = functional_call(_StateDict(model), copies)
     return dense
 
 

@@ -76,6 +76,16 @@ class Attention(nn.Module):
         return out
 
 
+class Counter(nn.Module):
+    """A tensor as extra state."""
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(3)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        assert state == 3
+
+
 class Awkward(nn.Module):
     """Extra state, a state_dict of copies, ties in it, a slash in a name, a huge empty tensor."""
 
@@ -86,6 +96,7 @@ class Awkward(nn.Module):
         self.again.weight = self.get_parameter("in/out.weight")
         self.norm = nn.BatchNorm1d(4)
         self.norm.register_buffer("twin", self.norm.running_mean)
+        self.counter = Counter()
         self.register_buffer("nothing", torch.empty(0, 2**60))
         self.register_state_dict_post_hook(  # type: ignore[no-untyped-call]
             lambda module, entries, prefix, metadata: entries.update(copy.deepcopy(entries))
@@ -96,6 +107,21 @@ class Awkward(nn.Module):
 
     def set_extra_state(self, state: dict[str, int]) -> None:
         assert state == {"step": 3}
+
+
+class Renamed(nn.Module):
+    """A hook gives the entries of its state_dict other names, as wrappers do, or copies, too."""
+
+    def __init__(self, copied: bool) -> None:
+        super().__init__()
+        self.wrapped = nn.Linear(3, 4)
+
+        def rename(_: nn.Module, entries: dict[str, Tensor], prefix: str, __: object) -> None:
+            for name in list(entries):
+                entry = entries.pop(name)
+                entries[name.replace("wrapped.", "")] = entry.clone() if copied else entry
+
+        self.register_state_dict_post_hook(rename)  # type: ignore[no-untyped-call]
 
 
 class Case(NamedTuple):

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from spec_tests.clauses import EXAMPLES, clause
 from spec_tests.draws import Drawn, few, fractions, random_scores, seeds, strategies
-from spec_tests.models import CASES, Awkward, built
+from spec_tests.models import CASES, Awkward, Renamed, built
 from spec_tests.subject import pemn
 from spec_tests.test_errors import refuses
 from spec_tests.vector_reader import read
@@ -187,7 +187,8 @@ def test_half() -> None:
 def test_only_what_a_file_can_hold() -> None:
     """What a file would not give back is refused, and named: weights that are not the strategy's
     prototype filled in, values that are not finite, an unknown dtype, a tag that is not text, a
-    density outside (0, 1], the state of another model.
+    density outside (0, 1], the state of another model, a model whose state_dict has copies under
+    other names.
     """
     model = Small()
     state = state_of(model, pemn.mp)
@@ -208,6 +209,9 @@ def test_only_what_a_file_can_hold() -> None:
     refused("buffers", {"steps": torch.tensor(1j)}, "buffers/steps")
     integers = {name: weight.int() for name, weight in state.weights.items()}
     refused("weights", integers, "prototype/all")
+    renamed = Renamed(copied=True)
+    made = pemn.init(renamed, pemn.mp, seed=0)
+    refuses(lambda: saved(renamed, made, pemn.mp, density=0.5), "weight")
     huge = linear_with(nothing=torch.empty(0, 2**61))
     refuses(lambda: saved(huge, pemn.init(huge, pemn.mp, seed=0), pemn.mp, density=0.5), "nothing")
     refuses(lambda: saved(model, state, pemn.mp, density=0.5, tag=1), "tag")
@@ -249,6 +253,11 @@ def test_another_model() -> None:
     large = Small()
     large.scale.data.fill_(1e6)
     refused(large, pemn.init(large, pemn.mp, seed=0), Small().half(), "scale", "float16")
+    large = Small()
+    state = pemn.init(large, pemn.mp, seed=0)
+    for weight in state.weights.values():
+        weight.fill_(1e6)
+    refused(large, state, Small().half(), "first.weight", "float16")
     half, whole = linear_with(b=torch.tensor(0.5)), linear_with(b=torch.tensor(1))
     refused(half, pemn.init(half, pemn.mp, seed=0), whole, "b", "float32", "int64")
 
@@ -470,19 +479,24 @@ def test_large_layers(strategy: Drawn, density: float, seed: int) -> None:
 
 @clause("C13", "SHOULD")
 def test_awkward_model() -> None:
-    """Of a model whose state_dict is made of copies, as hooks and wrappers do, of tied tensors too,
-    or has extra state, names with a slash or an empty tensor of huge shape, or whose only layer
-    stands twice, the file holds all tensors, and nothing of the extra state.
+    """Of a model whose state_dict is made of copies, of tied tensors too, or has other names, as
+    hooks and wrappers do, or has extra state, names with a slash or an empty tensor of huge shape,
+    or whose only layer stands twice, the file holds all tensors, and nothing of the extra state.
     """
     layer = nn.Linear(3, 3, bias=False)
     for model in (built(Awkward, 0), nn.Sequential(layer, layer)):
         state = pemn.init(model, pemn.mp, seed=0)
         data = saved(model, state, pemn.mp, density=0.5)
         dense = pemn.materialize(model, state, density=0.5)
-        dense.pop("_extra_state", None)
+        dense = {name: dense[name] for name in dense if not name.endswith("_extra_state")}
         assert bits(with_file(data, pemn.load_dense)) == bits(dense)
         again, _ = with_file(data, lambda path: pemn.load(path, model))  # noqa: B023
         assert bits(again.buffers) == bits(state.buffers)
+    renamed = built(lambda: Renamed(copied=False), 0)
+    state = pemn.init(renamed, pemn.mp, seed=0)
+    read = with_file(saved(renamed, state, pemn.mp, density=0.5), pemn.load_dense)
+    dense = pemn.materialize(renamed, state, density=0.5)
+    assert bits({name: read[name] for name in dense}) == bits(dense)
 
 
 # --- The reference's own: how it writes, and the vectors themselves ------------------------------

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from spec_tests import oracle
 from spec_tests.clauses import clause
 from spec_tests.draws import Drawn, dtypes, few, fractions, random_states, seeds, strategies
-from spec_tests.models import CASES, Awkward, Convolutions, assert_equals_plain, built
+from spec_tests.models import CASES, Awkward, Convolutions, Renamed, assert_equals_plain, built
 from spec_tests.subject import pemn
 
 
@@ -189,8 +189,8 @@ def test_memory_format_and_frozen_rest() -> None:
 
 @clause("W8", "SHOULD")
 def test_materialize_goes_by_name() -> None:
-    """A model whose state_dict is made of copies, as hooks and wrappers do, or has extra state, is
-    materialised too, tied tensors under each of their names, the extra state as it is.
+    """A model whose state_dict is made of copies, or has other names, as hooks and wrappers do, or
+    has extra state, is materialised too, tied tensors under each name, the extra state as it is.
     """
     model = built(Awkward, 0)
     state = pemn.init(model, pemn.mp, seed=0)
@@ -203,6 +203,13 @@ def test_materialize_goes_by_name() -> None:
     assert list(dense) == list(model.state_dict())
     assert all(torch.equal(dense[name], expected[name]) for name in expected)
     model.load_state_dict(dense)
+    for copied in (False, True):
+        model = built(lambda: Renamed(copied), 0)  # noqa: B023
+        state = pemn.init(model, pemn.mp, seed=0)
+        dense = pemn.materialize(model, state, density=0.5)
+        masked = pemn.apply_mask(state.weights, state.scores, density=0.5)
+        assert list(dense) == ["weight", "bias"]
+        assert torch.equal(dense["weight"], masked["wrapped.weight"])
 
 
 @clause("W10")
