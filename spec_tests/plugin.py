@@ -47,14 +47,16 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "clause(id): the clause of the specification that is stated")
     config.stash[ROWS] = {}
     report = config.getoption("clause_report")
-    if report is not None and not report.absolute().parent.is_dir():
-        raise pytest.UsageError(f"--clause-report: {report.absolute().parent} is not a folder")
+    if report is not None and (report.is_dir() or not report.absolute().parent.is_dir()):
+        raise pytest.UsageError(f"the report {report} must be a file in a folder that is there")
     module = config.getoption("impl")
     if module is not None:
         try:
             subject.implementation = importlib.import_module(module)
-        except ImportError as error:
-            raise pytest.UsageError(f"--impl: cannot import {module}: {error}") from error
+        except Exception as error:  # whatever the module does
+            raise pytest.UsageError(
+                f"--impl: cannot import {module} (a module's name, no path, no .py): {error!r}"
+            ) from error
     for pattern in _patterns(config):
         if not any(fnmatchcase(identifier, pattern) for identifier in all_clauses()):
             raise pytest.UsageError(f"--clause: there is no clause {pattern}")
@@ -117,6 +119,9 @@ def pytest_runtest_makereport(
     if identifier is not None and call.when == "setup":
         EXAMPLES[identifier] = 0
     report = yield
+    if identifier is not None:
+        file, line, name = report.location
+        report.location = file, line, f"{identifier}, {name}"  # the heading of a failure
     failing = None
     if call.excinfo is not None and report.failed:
         failing = f"{item.name}\n{call.excinfo.exconly()}"

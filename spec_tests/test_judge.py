@@ -40,7 +40,9 @@ def judge(pytester: pytest.Pytester) -> Any:
     [
         (["--impl=absent"], "", "*cannot import absent*"),
         (["--clause=M1,Q*"], "", "*there is no clause Q[*]*"),
-        (["--clause-report=absent/report.json"], "", "*absent is not a folder*"),
+        (["--impl=./absent"], "", "*cannot import ./absent (a module's name, no path*"),
+        (["--clause-report=absent/report.json"], "", "*absent/report.json must be a file in*"),
+        (["--clause-report=."], "", "*the report . must be a file*"),
         (["--known=absent"], "", "*No such file*absent*"),
         (["--known=known"], "# none\n\nM0: reason", "*known:3: there is no clause 'M0'*"),
         (["--known=known"], "M1: ", "*known:1: M1 needs a reason*"),
@@ -57,7 +59,9 @@ def test_wrong_options(judge: Any, options: list[str], known: str, message: str)
 def test_failures_and_report(judge: Any) -> None:
     result = judge("--clause=M1,M9", "--clause-report=report.json")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    result.stdout.fnmatch_lines(["judging: half 0.1", "half 0.1 has no score_mask"])
+    result.stdout.fnmatch_lines(
+        ["judging: half 0.1", "*_ M1, test_*", "half 0.1 has no score_mask"]
+    )
     result.stdout.fnmatch_lines(
         ["M1 * failed *", "M9 * failed *", "* clauses: 0 passed, 2 failed,*"]
     )
