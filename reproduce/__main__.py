@@ -321,6 +321,7 @@ def table(
     from reproduce.tables import show
 
     wanted = _chosen(study, all_, model, strategy, dataset, only, defaults=False)
+    _need_folder(ledger)
     show(
         Console(markup=False, highlight=False),
         wanted.groups(),
@@ -336,6 +337,7 @@ def figures(
     """Draw the paper's figures, ours beside them, and write README.md with all tables."""
     from reproduce.page import PageError, write_page
 
+    _need_folder(ledger)
     try:
         for path in write_page(ledger, out or ledger, complain):
             print(path)
@@ -477,6 +479,12 @@ def _prepare(
     if not check(plan, device, data, out, _console().print, together):
         complain("error: nothing is trained before all that FAILED above is mended")
         raise typer.Exit(2)
+
+
+def _need_folder(ledger: Path) -> None:
+    """One that is not there has no rows either: that is not meant."""
+    if not ledger.is_dir():
+        raise typer.BadParameter(f"no folder {ledger}", param_hint="--ledger")
 
 
 def _console() -> "Console":

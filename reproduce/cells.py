@@ -168,6 +168,8 @@ class Study:
     """How many are trained when no other number is asked for."""
     threads: int | None
     """For torch; None: its own choice. Not part of the cells, but last digits depend on it."""
+    suffix: str = ""
+    """Of the names of figures: those of a shortened study lie beside those of the whole one."""
 
     def chosen(
         self,
@@ -220,7 +222,7 @@ class Study:
     @property
     def stem(self) -> str:
         """The name of a group's figure, without its ending."""
-        return f"{self.cells[0].dataset}-{self.cells[0].model.label}"
+        return f"{self.cells[0].dataset}-{self.cells[0].model.label}{self.suffix}"
 
     def outdates(self, configuration: dict[str, Any]) -> bool:
         """Whether a recipe of this study is a newer version of the one in the configuration."""
@@ -233,6 +235,7 @@ class Study:
         return replace(
             self,
             title=f"{self.title}; shortened to {epochs} epochs",
+            suffix=f"-{epochs}-epochs",
             cells=tuple(replace(c, recipe=c.recipe.changed(epochs=epochs)) for c in self.cells),
         )
 

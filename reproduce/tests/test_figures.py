@@ -73,7 +73,7 @@ def test_only_figures_that_show_a_cell_are_drawn(tmp_path: Path) -> None:
 def test_shortened_cells_are_in_no_figure_of_the_paper(tmp_path: Path) -> None:
     short = PAPER.chosen(ids=[PAPER.cells[0].id]).shortened(1)
     paths = draw_figures(short.groups(), rows_of(short.cells, [0.5]), tmp_path)
-    assert {path.stem for path in paths} == {"cifar10-convmixer-d6-w256"}
+    assert {path.stem for path in paths} == {"cifar10-convmixer-d6-w256-1-epochs"}
 
 
 def test_same_rows_give_the_same_bytes(tmp_path: Path) -> None:

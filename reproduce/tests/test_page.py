@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from reproduce.page import NAME, make_page
 from reproduce.studies import STUDIES
 from reproduce.tests.conftest import Command
@@ -84,6 +86,18 @@ def test_table_shows_all_of_the_paper_or_what_is_asked_for(
     code, output, _ = command("table", "--ledger", tmp_path, "--study", "digits")
     assert "paper's" not in output.partition("last:")[0]
     assert output.count("on 8x8 digits") == 3
+
+
+@pytest.mark.parametrize("name", ["table", "figures"])
+@pytest.mark.parametrize("ledger", ["nope", "a file"])
+def test_a_ledger_that_is_no_folder_is_not_an_empty_one(
+    tmp_path: Path, command: Command, name: str, ledger: str
+) -> None:
+    (tmp_path / "a file").write_text("")
+    code, output, errors = command(name, "--ledger", tmp_path / ledger)
+    assert (code, output) == (2, "")
+    assert errors == f"error: Invalid value for --ledger: no folder {tmp_path / ledger}\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["a file"]
 
 
 def test_run_prints_the_table_of_the_command(tmp_path: Path, command: Command) -> None:

@@ -150,7 +150,9 @@ def test_commands_that_are_shown_exist_with_their_options(command: Command, show
 
 
 def test_commands_that_are_shown_are_found() -> None:
-    assert {"run", "run --all", "table --all", "bench start ID --steps N"} <= {*commands_shown()}
+    assert {"run", "run --all", "table --all --ledger runs", "bench start ID --steps N"} <= {
+        *commands_shown()
+    }
 
 
 def test_map_of_the_code_names_every_module_there_is() -> None:

@@ -89,8 +89,8 @@ def test_rows_table_and_figure_are_made_once(command: RunCommand) -> None:
     assert "demonstration, not a cell of the paper" in output
     assert "4 runs to train; 0 of 4" in output
     assert sorted(path.name for path in command.out.iterdir()) == [
-        *("checkpoints", "digits-convmixer-d2-w32.png", "digits-convmixer-d2-w32.svg"),
-        *("digits.jsonl", "files", "locks"),
+        *("checkpoints", "digits-convmixer-d2-w32-1-epochs.png"),
+        *("digits-convmixer-d2-w32-1-epochs.svg", "digits.jsonl", "files", "locks"),
     ]
     first = command.rows()
     assert [row["run"] for row in first] == RUN_IDS
@@ -103,7 +103,7 @@ def test_rows_table_and_figure_are_made_once(command: RunCommand) -> None:
 
 def test_narrower_run_draws_what_the_fuller_one_measured_too(command: RunCommand) -> None:
     command(*SMALL)
-    picture = command.out / "digits-convmixer-d2-w32.png"
+    picture = command.out / "digits-convmixer-d2-w32-1-epochs.png"
     full = picture.read_bytes()
     picture.unlink()
     command("--epochs", "1", "--seeds", "1", "--strategy", "control")
@@ -204,7 +204,7 @@ def test_other_families_train_beside_the_first(command: RunCommand, family: str)
     ]
     assert {row["configuration"]["model"]["family"] for row in rows} == {family}
     label = STUDIES["digits"].chosen(models=[family]).cells[0].model.label
-    assert (command.out / f"digits-{label}.png").exists()
+    assert (command.out / f"digits-{label}-1-epochs.png").exists()
 
 
 @pytest.mark.parametrize(
