@@ -3,10 +3,10 @@
 #
 # From a handful of random numbers to a trained network in a file, on real images of handwritten
 # digits. You know PyTorch; nothing else is assumed. All of it runs in under two minutes on one CPU
-# core (`pip install ".[reproduce]"` first): at once with `python -m reproduce.walkthrough`, cell by
-# cell in an editor that knows the percent format (VS Code, PyCharm, Spyder), or as a notebook
-# (`pip install ".[notebook]"`, then `jupytext --to ipynb reproduce/walkthrough.py`). Every picture
-# is left in `runs/walkthrough`, too. The answers to the exercises are tests, in
+# core (`pip install ".[reproduce]"` first): all at once with `python -m reproduce.walkthrough`,
+# cell by cell in an editor that knows the percent format (VS Code, PyCharm, Spyder), or as a
+# notebook (`pip install ".[notebook]"`, then `jupytext --to ipynb reproduce/walkthrough.py`). Every
+# picture is left in `runs/walkthrough`, too. The answers to the exercises are tests, in
 # `reproduce/tests/test_walkthrough.py`.
 #
 # (Percent format and not marimo: it needs no package to run, reads as plain Python on GitHub, and a
@@ -65,10 +65,10 @@ figure.savefig(OUT / "1-digits.png", dpi=150)
 # %% [markdown]
 # ## 2. The prototype
 #
-# Usually each of these 4,096 weights is a float of its own, and learned. Here none is learned. A
-# short vector of random values, the *prototype*, is drawn once, and all weights are taken from it.
-# The *strategy* says how long it is: `rp(0.01)` takes a hundredth of the largest layer, which has
-# 1,024 weights, rounded down, and one more: 11 values.
+# Usually each of these 4,096 weights is a separate, learned float. Here none is learned. A short
+# vector of random values, the *prototype*, is drawn once, and all weights are taken from it. The
+# *strategy* says how long it is: `rp(0.01)` takes a hundredth of the largest layer's 1,024 weights,
+# rounded down, plus one: 11 values.
 
 # %%
 strategy = pemn.rp(0.01)
@@ -88,8 +88,8 @@ axes.set_title(f"The prototype: all {len(values)} weight values of the network")
 figure.savefig(OUT / "2-prototype.png", dpi=150)
 
 # %% [markdown]
-# **Exercise 2.** How long are the prototypes of `rp(0.05)` and of `rp(0.0001)`? At the same seed,
-# what do they have in common with this one?
+# **Exercise 2.** How long are the prototypes of `rp(0.05)` and of `rp(0.0001)`? With
+# the same seed, what do they share with this one?
 
 # %% [markdown]
 # ## 3. Filling the layers
@@ -126,7 +126,7 @@ figure.savefig(OUT / "3-filled.png", dpi=150)
 # during training. Of each layer the half (the *density*, 0.5) with the largest |score| is kept,
 # and all other weights are zero: the mask is 1 or 0.
 #
-# Such a cut has no gradient, so the backward pass takes the mask for |score| itself
+# This cut has no useful gradient, so the backward pass treats the mask as if it were |score|
 # (*straight-through*). A score then gets a gradient whether or not its weight is kept, so a dropped
 # weight can come back:
 
@@ -167,10 +167,10 @@ figure.savefig(OUT / "4-scores-and-mask.png", dpi=150)
 # %% [markdown]
 # ## 5. Training
 #
-# `init` is the steps 2 to 4 in one call, and a copy of the rest and the buffers of the model.
-# `masked_forward` runs the model with its weights masked. All else is a usual loop: the optimizer
-# gets the scores and the rest, and no weight. (The loop asks for a `forward` and not for a state
-# because part 7 trains an ordinary network with it, too.)
+# `init` does steps 2 to 4 in one call and copies the model's rest and buffers. `masked_forward`
+# runs the model with its weights masked. All else is a usual loop: the optimizer gets the scores
+# and the rest, and no weight. (The loop asks for a `forward` and not for a state because part 7
+# trains an ordinary network with it, too.)
 
 # %%
 EPOCHS, BATCH = 16, 64
@@ -238,8 +238,8 @@ figure.legend(loc="outside lower right", ncols=3, fontsize="small", frameon=Fals
 figure.savefig(OUT / "5-training.png", dpi=150)
 
 # %% [markdown]
-# **Exercise 5.** `scores` are the ones that `init` began with. Which part of all mask bits has
-# training turned over? And which part of `state.weights` has it changed?
+# **Exercise 5.** `scores` are the ones that `init` began with. What fraction of all
+# mask bits has training flipped? What fraction of `state.weights` has it changed?
 
 # %% [markdown]
 # ## 6. What was learned
@@ -296,8 +296,8 @@ figure.colorbar(picture, ax=column, label="weight (white: 0)", shrink=0.6)
 figure.savefig(OUT / "6-filters.png", dpi=150)
 
 # %% [markdown]
-# **Exercise 6.** Look at the colours: which weights of this layer have gone? Of the positive ones,
-# which part is kept, and of the negative ones?
+# **Exercise 6.** Look at the colours: which weights of this layer were mostly
+# dropped? What fraction of the positive ones is kept, and of the negative ones?
 
 # %% [markdown]
 # ## 7. How many values does it take?
@@ -309,9 +309,9 @@ figure.savefig(OUT / "6-filters.png", dpi=150)
 # - `mp`: a prototype as long as the largest layer,
 # - `mask`: a value of its own for every weight, as in edge-popup, from which the paper starts.
 #
-# And two measures. *Dense* is an ordinary network whose weights are trained. The *control* is `mp`
-# with masks that stay as they were drawn: only the rest is trained. What lies above the control is
-# what learning masks adds.
+# And two yardsticks. *Dense* is an ordinary network whose weights are trained. The *control* is
+# `mp` with masks that stay as they were drawn: only the rest is trained. What lies above the
+# control is what learning masks adds.
 
 # %%
 strategies = {
@@ -364,18 +364,18 @@ figure.legend(loc="outside lower center", ncols=3, fontsize="small", frameon=Fal
 figure.savefig(OUT / "7-unique-values.png", dpi=150)
 
 # %% [markdown]
-# One seed and 500 images do not tell results apart that differ by less than about 4 percentage
-# points. The README has three seeds, trained for longer.
+# One seed and 500 images cannot separate results less than about 4 percentage points
+# apart. The README has three seeds of another recipe, trained for longer.
 #
 # **Exercise 7.** The control has learned no mask and has random weights, and yet it is far above
-# the 10 % of guessing. What has learned?
+# the 10 % of guessing. What was trained?
 
 # %% [markdown]
 # ## 8. A file
 #
 # The scores are not needed any more: `save` writes a bit for each weight, the prototype, the rest
-# and the buffers, and a header that names them. `load` gives the same network back. An ordinary
-# file of the dense network stands beside it.
+# and the buffers, and a header that names them. `load` gives the same network back. For comparison,
+# the dense network is saved as an ordinary file.
 
 # %%
 path = OUT / "digits.safetensors"
@@ -423,12 +423,13 @@ figure.legend(loc="outside lower center", ncols=3, title=title, fontsize="small"
 figure.savefig(OUT / "8-bytes.png", dpi=150)
 
 # %% [markdown]
-# The weights shrank to about a thirtieth: masks and prototype. In so small a network batch-norm and
-# the header outweigh them, and even in the paper's ConvMixers batch-norm takes about as much as the
-# masks. The paper's accounting leaves it out; `pemn.storage` counts it, if you pass it in.
+# The weights shrank to about a thirtieth: masks and prototype. In so small a network
+# batch-norm and the header outweigh them, and even in the paper's ConvMixers batch-norm takes as
+# much as the masks (width 256) or half as much (width 512). The paper's accounting leaves it out;
+# `pemn.storage` counts it, if you pass it in.
 #
 # **Exercise 8.** A ConvMixer of the paper has 437,248 weights, the largest layer 65,536. How many
 # bytes are its masks and its prototype with `rp(0.001)`, and how many are its weights when dense?
 #
-# From here: the README says how it is done in your own loop, `pemn_ref` is read in the order of its
-# `__init__.py`, and `python -m reproduce run` measures it all again with three seeds.
+# Next: the README shows it in your own loop, `pemn_ref` is read in the order of its `__init__.py`,
+# and `python -m reproduce run` measures it all again with three seeds.
