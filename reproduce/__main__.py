@@ -445,7 +445,7 @@ def _chosen(
             models=models or (),
             strategies=strategies or (),
             datasets=datasets or (),
-            ids=ids or (),
+            ids=[name.partition("-")[0] for name in ids or ()],  # a run's too, as run prints it
         )
 
 
