@@ -802,6 +802,17 @@ def _(right: Any) -> Rebound:
     return {"init": init}
 
 
+@mistake("W7", "scores of frozen weights are frozen")
+def _(right: Any) -> Rebound:
+    def init(model: nn.Module, strategy: Any, *, seed: int) -> Any:
+        state = right.init(model, strategy, seed=seed)
+        for name, scores in state.scores.items():
+            scores.requires_grad_(model.get_parameter(name).requires_grad)
+        return state
+
+    return {"init": init}
+
+
 @mistake("W8", "tensors of the state_dict are told by identity")
 def _(right: Any) -> Rebound:
     def materialize(model: nn.Module, state: Any, *, density: float) -> Any:

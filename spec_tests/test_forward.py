@@ -175,11 +175,15 @@ def test_arguments_reach_the_model() -> None:
 
 @clause("W7", "SHOULD")
 def test_memory_format_and_frozen_rest() -> None:
-    """init keeps a model's memory format, and frozen what was frozen of the rest."""
+    """init keeps a model's memory format, and frozen what was frozen of the rest; the scores are
+    trained, even those of a frozen weight.
+    """
     model = built(Convolutions, 0)
     model.stem.to(memory_format=torch.channels_last)
     model.norm.requires_grad_(False)
+    model.stem.requires_grad_(False)
     state = pemn.init(model, pemn.mask, seed=0)
+    assert state.scores["stem.weight"].requires_grad
     for part in (state.weights, state.scores):
         assert part["stem.weight"].is_contiguous(memory_format=torch.channels_last)
         assert not part["stem.weight"].is_contiguous()
