@@ -21,13 +21,16 @@ def maskable_shapes(model: nn.Module) -> dict[str, torch.Size]:
 
     Raises:
         ValueError: if such a weight is not a plain parameter of real floating dtype: lazy,
-            computed by a parametrization (spectral norm and the like), of integers or complex.
+            computed by a parametrization (spectral norm and the like), of integers or complex; or
+            if a part with parameters is scripted, which hides its layers.
 
     >>> maskable_shapes(nn.Sequential(nn.Conv2d(3, 8, 5), nn.BatchNorm2d(8), nn.Linear(8, 2)))
     {'0.weight': torch.Size([8, 3, 5, 5]), '2.weight': torch.Size([2, 8])}
     """
     maskable = set()
     for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule) and any(True for _ in module.parameters()):
+            raise ValueError(f"{path or 'the model'} is scripted: give the module it was made from")
         for attribute in _maskable_attributes(module):
             # Not getattr, which computes the weight of a parametrization.
             weight = dict(module.named_parameters(remove_duplicate=False)).get(attribute)
@@ -63,9 +66,15 @@ def masked_forward(
 
     The model stays as it is. In training mode batch-norm statistics move in ``buffers``, in place,
     exactly as a plain module's would; nothing else is modified. All keywords but ``density`` go to
-    the model. Limits: a module that *rebinds* a buffer (``self.n = self.n + 1``) loses that update;
-    activation checkpointing inside the model recomputes outside of this call and gives wrong
-    gradients; a wrapper that averages gradients over processes does not see these.
+    the model.
+
+    Limits. A module that *rebinds* a buffer (``self.n = self.n + 1``) loses that update. A weight
+    that forward takes from anywhere but its module's attribute (a list, say) runs unmasked.
+    Activation checkpointing inside the model recomputes after this call, with the model's own
+    weights, and gives wrong gradients; it leaves no trace on the model that could be checked.
+    Checkpoint the whole call instead. During the call the model holds the masked weights, so two
+    threads must not share one: give each a ``copy.deepcopy``. A wrapper that averages gradients
+    over processes does not see these.
 
     Raises:
         ValueError: if names or shapes do not match the model, or ``density`` is outside (0, 1].
@@ -77,4 +86,25 @@ def masked_forward(
     """
     check_model(model, weights, rest, buffers)
     masked = apply_mask(weights, scores, density=density)
-    return functional_call(model, {**masked, **rest, **buffers}, inputs, kwargs)
+    tensors = by_place(model, {**masked, **rest}, buffers)
+    return functional_call(model, tensors, inputs, kwargs, tie_weights=False)
+
+
+def by_place(
+    model: nn.Module, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    """The tensors under one name for each attribute of the model that holds one.
+
+    A tied tensor appears once per attribute, also where its module has several names: a functional
+    call swaps an attribute once for each name that it is given, and left to find ties itself it
+    puts the wrong tensor back. An attribute that is None is listed too, so that what forward sets
+    there does not stay in the model.
+    """
+    for_parameters = {own: parameters[name] for name, own in model.named_parameters()}
+    for_buffers = {own: buffers[name] for name, own in model.named_buffers()}
+    return {
+        f"{path}.{attribute}".removeprefix("."): None if own is None else given[own]
+        for path, module in model.named_modules()
+        for held, given in ((module._parameters, for_parameters), (module._buffers, for_buffers))
+        for attribute, own in held.items()
+    }

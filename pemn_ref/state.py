@@ -8,7 +8,7 @@ from torch.func import functional_call
 
 from pemn_ref.checks import check_finite, check_model
 from pemn_ref.fill import fill_weights
-from pemn_ref.forward import maskable_shapes
+from pemn_ref.forward import by_place, maskable_shapes
 from pemn_ref.masks import apply_mask, init_scores
 from pemn_ref.prototype import Strategy, make_prototype
 
@@ -91,9 +91,10 @@ def materialize(model: nn.Module, state: State, *, density: float) -> dict[str, 
     check_model(model, state.weights, state.rest, state.buffers)
     check_finite(state.scores)
     masked = apply_mask(state.weights, state.scores, density=density)
-    tensors = {**masked, **state.rest, **state.buffers}
-    copies = {f"model.{name}": tensor.detach().clone() for name, tensor in tensors.items()}
-    dense: dict[str, Any] = functional_call(_StateDict(model), copies)
+    parameters = {name: t.detach().clone() for name, t in {**masked, **state.rest}.items()}
+    buffers = {name: buffer.detach().clone() for name, buffer in state.buffers.items()}
+    tensors = {f"model.{name}": t for name, t in by_place(model, parameters, buffers).items()}
+    dense: dict[str, Any] = functional_call(_StateDict(model), tensors, tie_weights=False)
     return dense
 
 

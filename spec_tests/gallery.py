@@ -913,6 +913,32 @@ def _(right: Any) -> Rebound:
     return {"apply_mask": apply_mask, "materialize": materialize}
 
 
+@mistake("W11", "torch looks for the ties: a module with two names keeps masked weights")
+def _(right: Any) -> Rebound:
+    def masked_forward(
+        model: Any, w: Any, s: Any, rest: Any, b: Any, *args: Any, density: float, **kw: Any
+    ) -> Any:
+        tensors = {**right.apply_mask(w, s, density=density), **rest, **b}
+        return functional_call(model, tensors, args, kw)
+
+    return {"masked_forward": masked_forward}
+
+
+@mistake("W11", "the model is left with the masked weights where forward raises")
+def _(right: Any) -> Rebound:
+    def masked_forward(
+        model: Any, w: Any, s: Any, rest: Any, b: Any, *args: Any, density: float, **kw: Any
+    ) -> Any:
+        tensors = {**right.apply_mask(w, s, density=density), **rest, **b}
+        accessor = nn.utils._named_member_accessor.NamedMemberAccessor(model)
+        own, _ = accessor.swap_tensors_dict(right.forward.by_place(model, {**tensors}, b))
+        output = model(*args, **kw)
+        accessor.swap_tensors_dict(own)
+        return output
+
+    return {"masked_forward": masked_forward}
+
+
 # --- Transforms ---------------------------------------------------------------------------------
 
 

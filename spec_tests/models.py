@@ -1,7 +1,8 @@
 """Hand-written networks with what is easily got wrong: ties, attention, every convolution."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -73,6 +74,27 @@ class Attention(nn.Module):
         x = x + self.packed(x, x, x, need_weights=False)[0]
         x = self.block(x + self.separate(x, x[..., :6], x[..., :5])[0])
         out: Tensor = self.head(self.memory(x)[0][:, 0])
+        return out
+
+
+class Shared(nn.Module):
+    """One module under two names and under three, in a Sequential and as a block; ties beside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.again = self.third = self.linear
+        norm = nn.BatchNorm1d(4)
+        self.body = nn.Sequential(self.linear, norm, nn.Tanh(), norm)
+        self.block = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+        self.block_again = self.block
+        self.tied = nn.Linear(4, 4, bias=False)
+        self.tied.weight = self.linear.weight
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.block_again(self.body(self.again(self.linear(x).tanh()).tanh()))
+        out: Tensor = self.head(self.block(self.third(x) + self.tied(x)))
         return out
 
 
@@ -169,6 +191,11 @@ CASES = {
             "head.weight",
         ),
     ),
+    "shared": Case(
+        Shared,
+        lambda g: torch.randn(6, 4, generator=g),
+        ("linear.weight", "block.0.weight", "head.weight"),
+    ),
 }
 
 
@@ -183,6 +210,30 @@ def built(build: Callable[[], nn.Module], seed: int) -> nn.Module:
             if name.endswith("running_var"):
                 buffer.uniform_(0.5, 2)
     return model
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Each attribute of each module holds the same tensor afterwards, with the same bits, or None.
+
+    By every name of a module: the state_dict would not tell a parameter from a tensor in its place.
+    """
+
+    def held() -> dict[str, Tensor | None]:
+        return {
+            f"{path}.{name}": tensor
+            for path, module in model.named_modules(remove_duplicate=False)
+            for name, tensor in (module._parameters | module._buffers).items()
+        }
+
+    before = held()
+    bits = copy.deepcopy(before)
+    yield
+    now = held()
+    assert [*now] == [*before]
+    replaced = [name for name in now if now[name] is not before[name]]
+    assert not replaced, f"the model holds other tensors in {replaced}"
+    torch.testing.assert_close(now, bits, rtol=0, atol=0)
 
 
 def assert_equals_plain(model: nn.Module, state: Any, inputs: Tensor, density: float) -> None:
