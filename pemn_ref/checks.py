@@ -44,7 +44,11 @@ def check_model(model: nn.Module, weights: Tensors, rest: Tensors, buffers: Tens
             raise ValueError(f"{name} is in both, weights and rest: it belongs to one")
     parameters = {**weights, **rest}
     check_same("the state does not fit the model", parameters, dict(model.named_parameters()))
-    check_same("the state does not fit the model", buffers, dict(model.named_buffers()))
+    check_same(
+        "the buffers do not fit the model (if its forward resizes them, call it once before init)",
+        buffers,
+        dict(model.named_buffers()),
+    )
 
 
 def check_finite(scores: Tensors) -> None:

@@ -76,7 +76,8 @@ def materialize(model: nn.Module, state: State, *, density: float) -> dict[str, 
 
     It is what ``model.state_dict()`` would be with these tensors in the model: a tied weight under
     each of its names, non-persistent buffers under none, hooks at work, extra state the model's.
-    The tensors are copies, without gradient.
+    The tensors are copies, without gradient. During the call the model holds them, so two threads
+    must not share it.
 
     Raises:
         ValueError: if the state does not match the model, a score is not finite, or ``density``

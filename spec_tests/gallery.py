@@ -1343,6 +1343,19 @@ def _(right: Any) -> Rebound:
     }
 
 
+@mistake("E6", "the layers of a scripted part are silently rest")
+def _(right: Any) -> Rebound:
+    def maskable_shapes(model: nn.Module) -> Any:
+        try:
+            return right.maskable_shapes(model)
+        except ValueError as error:
+            if "scripted" not in str(error):
+                raise
+            return {}
+
+    return {"maskable_shapes": maskable_shapes}
+
+
 @mistake("E7", "non-finite scores are materialised")
 def _(right: Any) -> Rebound:
     return {"check_finite": unchecked}

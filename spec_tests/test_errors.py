@@ -2,6 +2,7 @@
 
 import math
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -98,7 +99,9 @@ def test_nothing_to_mask() -> None:
 
 @clause("E6", "SHOULD")
 def test_weights_that_are_not_plain_parameters() -> None:
-    """A maskable weight that is computed or lazy is refused, and named: it is not silently rest."""
+    """A maskable weight that is computed, lazy or in a scripted part is refused, and named: it is
+    not silently rest.
+    """
     spectral = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(3, 4)))
     lazy = nn.Sequential(nn.ReLU(), nn.LazyConv2d(8, 3))
     attention = nn.MultiheadAttention(4, 2)
@@ -106,6 +109,14 @@ def test_weights_that_are_not_plain_parameters() -> None:
     refuses(lambda: pemn.maskable_shapes(spectral), "0.weight")
     refuses(lambda: pemn.maskable_shapes(lazy), "1.weight")
     refuses(lambda: pemn.maskable_shapes(attention), "in_proj_weight")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated, and used
+        scripted = nn.Sequential(nn.Linear(4, 4), torch.jit.script(nn.Sequential(nn.Linear(4, 2))))
+        traced = torch.jit.trace(nn.Linear(4, 2), torch.ones(1, 4))
+        harmless = nn.Sequential(nn.Linear(4, 2), torch.jit.script(nn.ReLU()))
+    refuses(lambda: pemn.maskable_shapes(scripted), "1 is scripted")
+    refuses(lambda: pemn.maskable_shapes(traced), "scripted")
+    assert list(pemn.maskable_shapes(harmless)) == ["0.weight"]
 
 
 @clause("E7", "SHOULD")
@@ -201,7 +212,8 @@ def forward_with(**changes: dict[str, Tensor]) -> Any:
         (lambda: forward_with(rest={}), "the state does not fit the model: bias is missing"),
         (
             lambda: forward_with(buffers={"count": torch.ones(1)}),
-            "the state does not fit the model: count is not known there",
+            "the buffers do not fit the model (if its forward resizes them, call it once before"
+            " init): count is not known there",
         ),
     ],
 )

@@ -287,6 +287,8 @@ def aliased(names: int) -> nn.Module:
 class Late(nn.Module):
     """A buffer that is None until forward sets it."""
 
+    scale: Tensor | None
+
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(4, 4)
@@ -312,7 +314,7 @@ HELD = {
 @pytest.mark.parametrize("shape", HELD)
 @pytest.mark.parametrize("train", [True, False])
 def test_model_holds_the_same_objects(shape: str, train: bool) -> None:
-    """Every attribute of the model holds the same tensor afterwards, also where a module or a tensor
+    """Every attribute of the model holds the same tensor afterwards, also where a module or tensor
     has several names, forward sets a buffer that was None, or forward raises; a second call works.
     """
     model = built(HELD[shape], 0).double().train(train)

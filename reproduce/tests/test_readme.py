@@ -36,8 +36,8 @@ def python_blocks(page: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
 
 
-def test_example_trains_and_materialises() -> None:
-    (example,) = python_blocks(README)
+def test_examples_train_materialise_and_count(capsys: pytest.CaptureFixture[str]) -> None:
+    example, count = python_blocks(README)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(4, 3, 32, 32, generator=generator)
     names: dict[str, Any] = {"batches": [(images, torch.tensor([0, 1, 2, 3]))] * 2}
@@ -47,6 +47,8 @@ def test_example_trains_and_materialises() -> None:
     model.eval()
     masked = pemn.masked_forward(model, *state, images, density=0.5)
     torch.testing.assert_close(model(images), masked)
+    exec(count, names)
+    assert capsys.readouterr().out == "100% of the parameters are masked\n"
 
 
 def test_table_of_strategies() -> None:
