@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -124,6 +125,13 @@ class Renamed(nn.Module):
         self.register_state_dict_post_hook(rename)  # type: ignore[no-untyped-call]
 
 
+class Unable(nn.Module):
+    """What a machine may lack: no forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise RuntimeError("no kernel for this")
+
+
 class Case(NamedTuple):
     """A model, an input for it, and what is maskable in it, written out by hand."""
 
@@ -183,6 +191,21 @@ def built(build: Callable[[], nn.Module], seed: int) -> nn.Module:
             if name.endswith("running_var"):
                 buffer.uniform_(0.5, 2)
     return model
+
+
+def needs(model: nn.Module, inputs: Tensor) -> None:
+    """Skip the test where the plain module itself cannot run: that is the machine's doing.
+
+    Call it before the implementation has seen the model, under the same autocast and the same
+    gradient mode as the comparison. A copy runs forward and, with gradients enabled, backward.
+    """
+    with torch.random.fork_rng(devices=[]):
+        try:
+            out = copy.deepcopy(model)(inputs)
+            if torch.is_grad_enabled():
+                out.float().sum().backward()
+        except RuntimeError as error:
+            pytest.skip(f"the plain module cannot run on this machine: {error}")
 
 
 def assert_equals_plain(model: nn.Module, state: Any, inputs: Tensor, density: float) -> None:

@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from spec_tests import oracle
 from spec_tests.clauses import clause
 from spec_tests.draws import Drawn, dtypes, few, fractions, random_states, seeds, strategies
-from spec_tests.models import CASES, Awkward, Convolutions, Renamed, assert_equals_plain, built
+from spec_tests.models import (
+    CASES,
+    Awkward,
+    Convolutions,
+    Renamed,
+    assert_equals_plain,
+    built,
+    needs,
+)
 from spec_tests.subject import pemn
 
 
@@ -66,8 +74,10 @@ def test_equals_the_plain_module(
     training and in evaluation.
     """
     model = built(CASES[case].build, seed % 100).double().train(train)
+    inputs = inputs_of(case, seed)
+    needs(model, inputs)
     state = pemn.init(model, strategy.value, seed=seed)
-    assert_equals_plain(model, state, inputs_of(case, seed), density)
+    assert_equals_plain(model, state, inputs, density)
 
 
 @clause("W3")
@@ -80,8 +90,9 @@ def test_modifies_nothing(case: str, seed: int, train: bool) -> None:
     batch-norm statistics move in the buffers passed, in evaluation not even those.
     """
     model = built(CASES[case].build, seed % 100).double().train(train)
-    state = pemn.init(model, pemn.mp, seed=seed)
     inputs = inputs_of(case, seed)
+    needs(model, inputs)
+    state = pemn.init(model, pemn.mp, seed=seed)
     before: list[Any] = copy.deepcopy([inputs, model.state_dict(), *map(dict, state)])
     random_state, passed = torch.get_rng_state(), dict(state.buffers)
     pemn.masked_forward(model, *state, inputs, density=0.5).sum().backward()
