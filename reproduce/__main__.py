@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -554,6 +555,8 @@ def main() -> int:
 
     (Typer by itself shows a usage error on several lines.)
     """
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a sign is no failure
     try:
         return int(app(standalone_mode=False) or 0)
     except _UsageError as error:

@@ -66,7 +66,9 @@ def peak_of_loading(file: Path) -> int:
 
 def _peak() -> int:
     """Linux only: ``resource`` would give the peak of the process that started this one."""
-    (line,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    (line,) = re.findall(
+        r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8")
+    )
     return 1024 * int(line)
 
 

@@ -156,7 +156,7 @@ def processor() -> str:
     """The name of the processor as the system gives it."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():  # on Linux, where the standard library knows the architecture at most
-        for line in cpuinfo.read_text().splitlines():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
@@ -166,7 +166,7 @@ def available_memory() -> int:
     """Bytes of the machine that are not in use, where the system says it; else all."""
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
-        for line in meminfo.read_text().splitlines():
+        for line in meminfo.read_text(encoding="utf-8").splitlines():
             if line.startswith("MemAvailable"):
                 return 1024 * int(line.split()[1])
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -40,7 +40,7 @@ def write_page(ledger: Path, out: Path, say: Callable[[str], None]) -> list[Path
         OSError: if the ledger cannot be read or ``out`` not be written.
     """
     path = out / NAME
-    if path.exists() and not path.read_text().startswith(_MADE):
+    if path.exists() and not path.read_bytes().startswith(_MADE.encode()):
         raise PageError(f"{path} is not a page that figures has made: name another folder")
     studies = _studies(ledger, say)
     paths = []
@@ -90,7 +90,7 @@ def _page(ledger: Path, studies: _Studies) -> str:
 
 def _notes(ledger: Path, study: str) -> list[str]:
     path = ledger / f"{study}.md"
-    return [path.read_text().strip()] if path.exists() else []
+    return [path.read_text(encoding="utf-8").strip()] if path.exists() else []
 
 
 def _picture(stem: str, text: str) -> str:

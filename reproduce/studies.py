@@ -149,7 +149,7 @@ def _paper_model(entry: dict[str, Any]) -> ConvMixer | ResNet | ViT:
 
 def _reported() -> Iterator[Reported]:
     """The values of ``paper.json``, which says where they are from, each with its cell."""
-    paper = json.loads(Path(__file__).with_name("paper.json").read_text())
+    paper = json.loads(Path(__file__).with_name("paper.json").read_text(encoding="utf-8"))
     for figure in ("capacity", "compression"):
         for entry in paper[figure]:
             recipe = _RECIPES[entry["model"]]

@@ -214,7 +214,8 @@ def _start(device: Device, store: RunStore) -> "subprocess.Popen[str]":
         cwd=Path(__file__).parents[1],  # where python finds the package
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
+        errors="replace",  # a child says what its own locale can
     )
 
 

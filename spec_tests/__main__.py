@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def compare(arguments: argparse.Namespace) -> int:
     reports = []
     for path in arguments.reports:
         try:
-            report = json.loads(path.read_text())
+            report = json.loads(path.read_text(encoding="utf-8"))
             reports.append((report["implementation"], {r["clause"]: r for r in report["clauses"]}))
         except (OSError, ValueError, KeyError, TypeError) as error:
             print(f"error: {path} is not a clause report: {error!r}", file=sys.stderr)
@@ -51,7 +52,7 @@ def document(_: argparse.Namespace) -> int:
     from spec_tests.document import README, documented, measure
 
     measure()
-    write(README, documented(README.read_text()).encode())
+    write(README, documented(README.read_text(encoding="utf-8")).encode())
     return 0
 
 
@@ -64,6 +65,8 @@ def _cell(row: dict[str, Any] | None) -> str:
 
 def main() -> int:
     """Read the command line."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a sign is no failure
     parser = argparse.ArgumentParser(prog="python -m spec_tests", description=__doc__)
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("run", help="judge an implementation")

@@ -29,7 +29,9 @@ def key(mistake: Mistake) -> str:
 
 def measured() -> dict[str, str]:
     """Mistake -> clauses that it turns red beside the one that is meant."""
-    others: dict[str, str] = json.loads(MEASURED.read_text()) if MEASURED.exists() else {}
+    others: dict[str, str] = (
+        json.loads(MEASURED.read_text(encoding="utf-8")) if MEASURED.exists() else {}
+    )
     return others
 
 
@@ -56,7 +58,7 @@ def parts() -> dict[str, list[str]]:
     clauses = all_clauses()
     order = list(clauses)
     others = measured()
-    _, _, adapter = EXAMPLE.read_text().partition("# The adapter: ")
+    _, _, adapter = EXAMPLE.read_text(encoding="utf-8").partition("# The adapter: ")
     return {
         "adapter": ["```python", f"# The adapter: {adapter.rstrip()}", "```"],
         "clauses": [

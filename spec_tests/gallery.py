@@ -98,18 +98,26 @@ def _quickly(test: Any) -> Iterator[None]:
 
 
 def failure(clause: Clause, implementation: Any) -> BaseException | None:
-    """What the clause's test, called with each of its parameters as by pytest, raises first."""
+    """What the clause's test, called with each of its parameters as by pytest, raises first.
+
+    Where none fails, but some cannot run on this machine, the test that asks is skipped too.
+    """
+    skipped = None
     axes = [
         [{mark.args[0]: value} for value in mark.args[1]]
         for mark in getattr(clause.test, "pytestmark", [])
         if mark.name == "parametrize"
     ]
     with judging(implementation), _quickly(clause.test):
-        try:
-            for chosen in product(*axes):
+        for chosen in product(*axes):
+            try:
                 clause.test(**{name: value for one in chosen for name, value in one.items()})
-        except (Exception, pytest.fail.Exception) as error:
-            return error
+            except pytest.skip.Exception as cannot:
+                skipped = cannot
+            except (Exception, pytest.fail.Exception) as error:
+                return error
+    if skipped is not None:
+        raise skipped
     return None
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -146,6 +147,13 @@ class Renamed(nn.Module):
         self.register_state_dict_post_hook(rename)  # type: ignore[no-untyped-call]
 
 
+class Unable(nn.Module):
+    """What a machine may lack: no forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise RuntimeError("no kernel for this")
+
+
 class Case(NamedTuple):
     """A model, an input for it, and what is maskable in it, written out by hand."""
 
@@ -234,6 +242,21 @@ def untouched(model: nn.Module) -> Iterator[None]:
     replaced = [name for name in now if now[name] is not before[name]]
     assert not replaced, f"the model holds other tensors in {replaced}"
     torch.testing.assert_close(now, bits, rtol=0, atol=0)
+
+
+def needs(model: nn.Module, inputs: Tensor) -> None:
+    """Skip the test where the plain module itself cannot run: that is the machine's doing.
+
+    Call it before the implementation has seen the model, under the same autocast and the same
+    gradient mode as the comparison. A copy runs forward and, with gradients enabled, backward.
+    """
+    with torch.random.fork_rng(devices=[]):
+        try:
+            out = copy.deepcopy(model)(inputs)
+            if torch.is_grad_enabled():
+                out.float().sum().backward()
+        except RuntimeError as error:
+            pytest.skip(f"the plain module cannot run on this machine: {error}")
 
 
 def assert_equals_plain(model: nn.Module, state: Any, inputs: Tensor, density: float) -> None:

@@ -25,13 +25,15 @@ KILLED = {"killed", "timeout"}
 def mutmut(command: str) -> str:
     """What mutmut prints."""
     arguments = ["mutmut", *command.split()]
-    return subprocess.run(arguments, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    return subprocess.run(
+        arguments, cwd=ROOT, check=True, capture_output=True, encoding="utf-8"
+    ).stdout
 
 
 def mutate() -> int:
     """Run all mutants that were not run yet, and write the summary; 1 if a reason is missing."""
     subprocess.run(["mutmut", "run", "--max-children", "1"], cwd=ROOT, check=True)
-    known = reasons(SUMMARY.read_text()) if SUMMARY.exists() else {}
+    known = reasons(SUMMARY.read_text(encoding="utf-8")) if SUMMARY.exists() else {}
     statuses = dict(
         line.strip().split(": ") for line in mutmut("results --all true").splitlines() if line
     )

@@ -20,6 +20,7 @@ from spec_tests.subject import MissingName, name_of, subject
 Rows = dict[str, dict[str, Any]]
 ROWS = pytest.StashKey[Rows]()
 KNOWN = pytest.StashKey[dict[str, str]]()
+NOT_RUN = {"status": "not run", "examples": 0, "skipped": [], "failing": None}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -68,8 +69,8 @@ def _known_failures(path: Path | None) -> dict[str, str]:
     if path is None:
         return {}
     try:
-        lines = path.read_text().splitlines()
-    except OSError as error:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
         raise pytest.UsageError(f"--known: {error}") from error
     known = {}
     for number, line in enumerate(lines, start=1):
@@ -128,10 +129,14 @@ def pytest_runtest_makereport(
         if isinstance(call.excinfo.value, MissingName):
             # Where it was missed, and with which example, is of no interest.
             failing = report.longrepr = str(call.excinfo.value)
+    skipped = None
+    if call.excinfo is not None and report.skipped:
+        skipped = f"{item.name}: {call.excinfo.value}"
     if identifier is not None and (call.when == "call" or report.outcome != "passed"):
         tried = EXAMPLES[identifier] or int(call.when == "call")
         # User properties travel from the workers of pytest-xdist to the process that reports.
-        report.user_properties.append(("clause", [identifier, report.outcome, tried, failing]))
+        said = [identifier, report.outcome, tried, failing, skipped]
+        report.user_properties.append(("clause", said))
         if report.failed and identifier in item.config.stash[KNOWN]:
             report.outcome = "skipped"
             report.wasxfail = item.config.stash[KNOWN][identifier]
@@ -148,13 +153,14 @@ class _Collector:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         for name, value in report.user_properties:
             if name == "clause" and isinstance(value, list):
-                identifier, outcome, examples, failing = value
+                identifier, outcome, examples, failing, skipped = value
+                row = self.rows.setdefault(identifier, {**NOT_RUN, "status": "skipped"})
                 if outcome == "skipped":
+                    row["skipped"] = [*row["skipped"], skipped]
                     continue
-                row = self.rows.setdefault(
-                    identifier, {"status": "passed", "examples": 0, "failing": None}
-                )
                 row["examples"] += examples
+                if row["status"] == "skipped":
+                    row["status"] = "passed"
                 if outcome == "failed":
                     row["status"] = "known" if identifier in self.known else "failed"
                     row["failing"] = row["failing"] or failing
@@ -165,8 +171,12 @@ class _Collector:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def passed_all_the_same(self) -> list[str]:
-        """Known failures that did not fail: the list is out of date, which is an error."""
-        return [c for c in self.known if self.rows.get(c, {}).get("status") == "passed"]
+        """Known failures that did not fail: the list is out of date, which is an error.
+
+        Not where a case was skipped, since that may be the one that fails elsewhere.
+        """
+        rows = {c: self.rows.get(c, NOT_RUN) for c in self.known}
+        return [c for c, row in rows.items() if row["status"] == "passed" and not row["skipped"]]
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -177,13 +187,12 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """Print the table of clauses, and write it where ``--clause-report`` says."""
     collector: Any = config.pluginmanager.get_plugin("pemn-clauses")
-    not_run = {"status": "not run", "examples": 0, "failing": None}
     rows = [
         {
             "clause": name,
             "level": c.level,
             "text": c.text,
-            **collector.rows.get(name, not_run),
+            **collector.rows.get(name, NOT_RUN),
             "known": collector.known.get(name),
         }
         for name, c in all_clauses().items()
@@ -192,11 +201,13 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     for row in rows:
         status = f"{row['level']:<6} {row['status']:<7} {row['examples']:>6}"
         terminalreporter.write_line(f"{row['clause']:<4} {status}  {row['text']}")
+        for case in row["skipped"]:
+            terminalreporter.write_line(f"     skipped: {' '.join(case.split())}")
     for identifier in collector.passed_all_the_same():
         terminalreporter.write_line(
             f"error: {identifier} is listed as a known failure and passed: remove it from the list"
         )
-    statuses = ("passed", "failed", "known", "not run")
+    statuses = ("passed", "failed", "known", "skipped", "not run")
     counts = [f"{sum(row['status'] == s for row in rows)} {s}" for s in statuses]
     terminalreporter.write_line(f"{len(rows)} clauses: {', '.join(counts)}")
     path = config.getoption("clause_report")

@@ -24,7 +24,7 @@ def definitions() -> dict[str, Definition]:
     """All functions and classes of the reference, and the values that have a docstring."""
     found = {}
     for path in Path(pemn_ref.__file__).parent.glob("*.py"):
-        for node, after in pairwise([*ast.parse(path.read_text()).body, None]):
+        for node, after in pairwise([*ast.parse(path.read_text(encoding="utf-8")).body, None]):
             match node, after:
                 case ast.FunctionDef() | ast.ClassDef(), _:
                     docstring = ast.get_docstring(node) or ""

@@ -34,7 +34,7 @@ from spec_tests.test_errors import refuses
 from spec_tests.vector_reader import read
 from spec_tests.vectors import FOLDER, INVALID, VALID, Parts, Small, state_of, valid
 
-INDEX = json.loads((FOLDER / "index.json").read_text())
+INDEX = json.loads((FOLDER / "index.json").read_text(encoding="utf-8"))
 cases = st.sampled_from(sorted(CASES))
 
 

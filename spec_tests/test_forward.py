@@ -18,6 +18,7 @@ from spec_tests.models import (
     Renamed,
     assert_equals_plain,
     built,
+    needs,
     untouched,
 )
 from spec_tests.subject import pemn
@@ -74,8 +75,10 @@ def test_equals_the_plain_module(
     training and in evaluation.
     """
     model = built(CASES[case].build, seed % 100).double().train(train)
+    inputs = inputs_of(case, seed)
+    needs(model, inputs)
     state = pemn.init(model, strategy.value, seed=seed)
-    assert_equals_plain(model, state, inputs_of(case, seed), density)
+    assert_equals_plain(model, state, inputs, density)
 
 
 @clause("W3")
@@ -88,8 +91,9 @@ def test_modifies_nothing(case: str, seed: int, train: bool) -> None:
     batch-norm statistics move in the buffers passed, in evaluation not even those.
     """
     model = built(CASES[case].build, seed % 100).double().train(train)
-    state = pemn.init(model, pemn.mp, seed=seed)
     inputs = inputs_of(case, seed)
+    needs(model, inputs)
+    state = pemn.init(model, pemn.mp, seed=seed)
     before: list[Any] = copy.deepcopy([inputs, *map(dict, state)])
     random_state, passed = torch.get_rng_state(), dict(state.buffers)
     with untouched(model):

@@ -6,6 +6,7 @@ import pytest
 
 from spec_tests.clauses import all_clauses
 from spec_tests.gallery import GALLERY, Mistake, failure
+from spec_tests.models import CASES, Unable
 
 CLAUSES = all_clauses()
 
@@ -22,6 +23,15 @@ def test_mistake_is_caught(mistake: Mistake) -> None:
     error = failure(CLAUSES[mistake.clause], mistake.build())
     caught = (*CAUGHT, RuntimeError) if mistake.clause.startswith("X") else CAUGHT
     assert isinstance(error, caught), error
+
+
+def test_skipped_cases_hide_no_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CASES, "attention", CASES["attention"]._replace(build=Unable))
+    (rounded,) = (m for m in GALLERY if m.clause == "X7")
+    (unmasked,) = (m for m in GALLERY if m.clause == "X11")
+    assert isinstance(failure(CLAUSES["X7"], rounded.build()), AssertionError)  # in other cases
+    with pytest.raises(pytest.skip.Exception, match="no kernel for this"):
+        failure(CLAUSES["X11"], unmasked.build())  # which has no others
 
 
 def test_every_clause_can_fail() -> None:

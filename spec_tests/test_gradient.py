@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from spec_tests import oracle
 from spec_tests.clauses import clause
 from spec_tests.draws import few, fractions, random_scores, score_tensors, seeds, special_values
-from spec_tests.models import CASES, built
+from spec_tests.models import CASES, built, needs
 from spec_tests.subject import pemn
 
 
@@ -80,6 +80,8 @@ def test_training_moves_scores_and_rest_only(case: str, seed: int) -> None:
     their bits, and so does the prototype that they came from.
     """
     model = built(CASES[case].build, seed % 100)
+    inputs = CASES[case].inputs(torch.Generator().manual_seed(seed % 2**32))
+    needs(model, inputs)
     shapes, state = pemn.maskable_shapes(model), pemn.init(model, pemn.rp(0.1), seed=seed)
     prototype = pemn.make_prototype(shapes, pemn.rp(0.1), seed=seed)
     drawn = {group: values.clone() for group, values in prototype.items()}
@@ -89,7 +91,6 @@ def test_training_moves_scores_and_rest_only(case: str, seed: int) -> None:
     trained = {**state.scores, **state.rest}
     start = {name: tensor.detach().clone() for name, tensor in trained.items()}
     optimizer = torch.optim.SGD(trained.values(), lr=0.1)
-    inputs = CASES[case].inputs(torch.Generator().manual_seed(seed % 2**32))
     pemn.masked_forward(model, *state, inputs, density=0.5).square().sum().backward()
     optimizer.step()
     assert not any(w.requires_grad or w.grad is not None for w in state.weights.values())
@@ -106,9 +107,10 @@ def test_training_moves_scores_and_rest_only(case: str, seed: int) -> None:
 def test_rest_gets_plain_gradients(case: str, seed: int) -> None:
     """The rest gets the gradient that the plain module with the materialised weights gives it."""
     model = built(CASES[case].build, seed % 100).double()
-    state = pemn.init(model, pemn.rp(0.1), seed=seed)
     inputs = CASES[case].inputs(torch.Generator().manual_seed(seed % 2**32))
     inputs = inputs.double() if inputs.is_floating_point() else inputs
+    needs(model, inputs)
+    state = pemn.init(model, pemn.rp(0.1), seed=seed)
     plain = built(CASES[case].build, 0).double()
     plain.load_state_dict(pemn.materialize(model, state, density=0.5))
     plain(inputs).square().sum().backward()
@@ -141,9 +143,10 @@ def test_network_trains_straight_through(case: str, density: float, seed: int) -
     plain module with the materialised weights, times weight and sign of the score.
     """
     model = built(CASES[case].build, seed % 100).double().eval()
-    state = pemn.init(model, pemn.rp(0.1), seed=seed)
     inputs = CASES[case].inputs(torch.Generator().manual_seed(seed % 2**32))
     inputs = inputs.double() if inputs.is_floating_point() else inputs
+    needs(model, inputs)
+    state = pemn.init(model, pemn.rp(0.1), seed=seed)
     for _ in range(2):
         model.load_state_dict(pemn.materialize(model, state, density=density))
         model.zero_grad()

@@ -28,7 +28,7 @@ def test_imports(missing: list[str], imported: str) -> None:
 
 def lines_of_code(path: Path) -> int:
     """Those that are not empty, comments or texts."""
-    source = path.read_text()
+    source = path.read_text(encoding="utf-8")
     texts = {
         line
         for node in ast.walk(ast.parse(source))

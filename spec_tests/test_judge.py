@@ -11,6 +11,7 @@ import pytest
 
 from spec_tests.__main__ import main
 from spec_tests.clauses import all_clauses
+from spec_tests.models import CASES, Unable
 from spec_tests.mutation import NO_REASON, change_of, reasons, summary
 from spec_tests.subject import judging, subject
 
@@ -50,7 +51,7 @@ def judge(pytester: pytest.Pytester) -> Any:
     ],
 )
 def test_wrong_options(judge: Any, options: list[str], known: str, message: str) -> None:
-    Path("known").write_text(known)
+    Path("known").write_text(known, encoding="utf-8")
     result = judge(*options)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines([f"ERROR: {message}"])
@@ -65,7 +66,7 @@ def test_failures_and_report(judge: Any) -> None:
     result.stdout.fnmatch_lines(
         ["M1 * failed *", "M9 * failed *", "* clauses: 0 passed, 2 failed,*"]
     )
-    report = json.loads(Path("report.json").read_text())
+    report = json.loads(Path("report.json").read_text(encoding="utf-8"))
     assert report["implementation"] == "half 0.1"
     rows = {row["clause"]: row for row in report["clauses"]}
     assert rows["M1"]["status"] == "failed"
@@ -76,23 +77,51 @@ def test_failures_and_report(judge: Any) -> None:
 
 
 def test_known_failures(judge: Any) -> None:
-    Path("known").write_text("# a comment\nM1: keeps all\n")
+    Path("known").write_text("# a comment\nM1: keeps all\n", encoding="utf-8")
     result = judge("--clause=M1", "--known=known", "--clause-report=report.json")
     assert result.ret == pytest.ExitCode.OK
-    rows = {row["clause"]: row for row in json.loads(Path("report.json").read_text())["clauses"]}
+    rows = {
+        row["clause"]: row
+        for row in json.loads(Path("report.json").read_text(encoding="utf-8"))["clauses"]
+    }
     assert (rows["M1"]["status"], rows["M1"]["known"]) == ("known", "keeps all")
 
 
 def test_known_failure_that_passes(judge: Any) -> None:
-    Path("known").write_text("M1: keeps all\n")
+    Path("known").write_text("M1: keeps all\n", encoding="utf-8")
     result = judge("--impl=pemn_ref", "--clause=M1", "--known=known")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(["error: M1 is listed as a known failure and passed:*"])
 
 
+def test_what_the_machine_cannot_do_is_skipped(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CASES, "attention", CASES["attention"]._replace(build=Unable))
+    Path("known").write_text("G5: wrong in attention\n", encoding="utf-8")
+    options = ["--clause=G5,X7,X11", "--known=known", "--clause-report=report.json"]
+    files = [SUITE / "test_gradient.py", SUITE / "test_transforms.py"]
+    result = pytester.runpytest_inprocess("-p", "spec_tests.plugin", *options, *files)
+    assert result.ret == pytest.ExitCode.OK
+    result.stdout.fnmatch_lines(
+        ["G5 * passed *", "*skipped: *[[]attention]: the plain module cannot run * no kernel *"]
+    )
+    result.stdout.fnmatch_lines(["*clauses: 2 passed, 0 failed, 0 known, 1 skipped, *"])
+    text = Path("report.json").read_text(encoding="utf-8")
+    rows = {row["clause"]: row for row in json.loads(text)["clauses"]}
+    found = {name: (rows[name]["status"], len(rows[name]["skipped"])) for name in rows}
+    assert {name: found[name] for name in ("G5", "X7", "X11", "M1")} == {
+        "G5": ("passed", 1),
+        "X7": ("passed", 1),
+        "X11": ("skipped", 2),
+        "M1": ("not run", 0),
+    }
+    assert text.count('"status": "skipped"') == 1  # what .ci/run looks for
+
+
 def test_from_another_folder_in_two_processes(tmp_path: Path) -> None:
-    (tmp_path / "half.py").write_text(WRONG)
-    (tmp_path / "known").write_text("M1: keeps all\nM9: no masks\n")
+    (tmp_path / "half.py").write_text(WRONG, encoding="utf-8")
+    (tmp_path / "known").write_text("M1: keeps all\nM9: no masks\n", encoding="utf-8")
     options = ["--impl=half", "--clause=M1,M9", "--known=known", "--report=report.json"]
     command = [sys.executable, "-m", "spec_tests", "run", *options, "--", "-n2", "-prandomly"]
     result = subprocess.run(
@@ -100,11 +129,11 @@ def test_from_another_folder_in_two_processes(tmp_path: Path) -> None:
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(SUITE.parent)},  # pytest may find it without
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=False,
     )
     assert result.returncode == pytest.ExitCode.OK, result.stdout + result.stderr
-    rows = json.loads((tmp_path / "report.json").read_text())["clauses"]
+    rows = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["clauses"]
     assert [row["clause"] for row in rows if row["status"] == "known"] == ["M1", "M9"]
 
 
@@ -114,8 +143,10 @@ def test_compare(
     passed = {"clause": "M1", "status": "passed", "examples": 50, "known": None}
     known = {**passed, "status": "known", "known": "keeps all"}
     for name, row in (("a", passed), ("b", known)):
-        (tmp_path / name).write_text(json.dumps({"implementation": name, "clauses": [row]}))
-    (tmp_path / "c").write_text("[]")
+        (tmp_path / name).write_text(
+            json.dumps({"implementation": name, "clauses": [row]}), encoding="utf-8"
+        )
+    (tmp_path / "c").write_text("[]", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["spec_tests", "compare", "a", "b"])
     assert main() == 0
@@ -134,7 +165,7 @@ def test_readme_is_current() -> None:
     from spec_tests.document import README, documented, key
     from spec_tests.gallery import GALLERY
 
-    page = README.read_text()
+    page = README.read_text(encoding="utf-8")
     assert documented(page) == page, "run python -m spec_tests document"
     assert len({key(mistake) for mistake in GALLERY}) == len(GALLERY)
 

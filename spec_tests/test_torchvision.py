@@ -8,7 +8,7 @@ from hypothesis import settings
 from torch import nn
 
 from spec_tests.clauses import clause
-from spec_tests.models import assert_equals_plain, built
+from spec_tests.models import assert_equals_plain, built, needs
 from spec_tests.subject import pemn
 
 models = pytest.importorskip("torchvision.models")
@@ -52,5 +52,7 @@ def stock(name: str) -> tuple[nn.Module, torch.Tensor]:
 def test_stock_models(name: str, train: bool) -> None:
     """Stock torchvision models, with random batch-norm statistics, run as the plain module does."""
     model, inputs = stock(name)
-    state = pemn.init(model.train(train), pemn.rp(1e-2), seed=0)
+    with torch.no_grad():
+        needs(model.train(train), inputs)
+    state = pemn.init(model, pemn.rp(1e-2), seed=0)
     assert_equals_plain(model, state, inputs, density=0.5)

@@ -16,7 +16,7 @@ from torch.func import grad, hessian, jacrev, jvp, vmap
 from spec_tests import oracle
 from spec_tests.clauses import clause
 from spec_tests.draws import DTYPES, few, fractions, random_scores, seeds
-from spec_tests.models import CASES, Convolutions, built
+from spec_tests.models import CASES, Convolutions, built, needs
 from spec_tests.subject import pemn
 
 # aot_eager traces forward and backward but needs no compiler; inductor is for the long profile.
@@ -199,10 +199,12 @@ def test_bfloat16_autocast(case: str) -> None:
     and masks stay exact.
     """
     model = built(CASES[case].build, 0).eval()
+    inputs = CASES[case].inputs(torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        needs(model, inputs)
     state = pemn.init(model, pemn.rp(0.1), seed=0)
     plain = copy.deepcopy(model)
     plain.load_state_dict(pemn.materialize(model, state, density=0.5))
-    inputs = CASES[case].inputs(torch.Generator().manual_seed(0))
     with torch.autocast("cpu", torch.bfloat16):
         got = pemn.masked_forward(model, *state, inputs, density=0.5)
         expected = plain(inputs)
@@ -279,10 +281,12 @@ def test_attention_fast_path(no_grad: bool) -> None:
     the output is that of the plain module on either.
     """
     model = built(CASES["attention"].build, 0).eval()
+    inputs = CASES["attention"].inputs(torch.Generator().manual_seed(0))
+    with torch.set_grad_enabled(not no_grad):
+        needs(model, inputs)
     state = pemn.init(model, pemn.rp(0.1), seed=0)
     plain = copy.deepcopy(model)
     plain.load_state_dict(pemn.materialize(model, state, density=0.5))
-    inputs = CASES["attention"].inputs(torch.Generator().manual_seed(0))
     with torch.set_grad_enabled(not no_grad):
         got = pemn.masked_forward(model, *state, inputs, density=0.5)
         expected = plain(inputs)

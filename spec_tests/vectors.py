@@ -422,7 +422,7 @@ def main() -> None:
         (FOLDER / kind).mkdir(parents=True, exist_ok=True)
         for name, make in makers.items():
             (FOLDER / kind / f"{name}.safetensors").write_bytes(make())
-    (FOLDER / "index.json").write_text(json.dumps(index(), indent=0) + "\n")
+    (FOLDER / "index.json").write_text(json.dumps(index(), indent=0) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -46,8 +46,10 @@ def load(root: Path) -> tuple[Images, Images]:
     """
     folder = root / FOLDER
     try:
-        classes = (folder / "wnids.txt").read_text().split()
-        annotations = (folder / "val" / "val_annotations.txt").read_text().splitlines()
+        classes = (folder / "wnids.txt").read_text(encoding="utf-8").split()
+        annotations = (
+            (folder / "val" / "val_annotations.txt").read_text(encoding="utf-8").splitlines()
+        )
     except OSError as error:
         raise MissingDataError(
             f"tiny-imagenet: cannot read {error.filename} ({error.strerror}): extract"

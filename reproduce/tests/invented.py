@@ -58,4 +58,4 @@ def rows_of(cells: Iterable[Cell], accuracies: Sequence[float]) -> list[Row]:
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
     """As a file of rows."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

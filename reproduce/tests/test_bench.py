@@ -22,7 +22,7 @@ def run(command: Command, out: Path, *kind: str) -> tuple[list[dict[str, float |
     """What a benchmark writes, and its table."""
     code, table, _ = command("bench", *kind, "--out", out)
     assert code == 0
-    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     for row in rows:
         assert row["low"] <= row["ratio"] <= row["high"]
         assert row["device"] == "cpu"
@@ -103,12 +103,13 @@ def test_first_steps_have_the_losses_of_a_run(tmp_path: Path, command: Command) 
     arguments = ("--device", "cpu", "--out", tmp_path / "runs", "--strategy", "mp")
     assert command("run", "--seeds", "1", *arguments)[0] == 0
     (row,) = (
-        json.loads(line) for line in (tmp_path / "runs/digits.jsonl").read_text().splitlines()
+        json.loads(line)
+        for line in (tmp_path / "runs/digits.jsonl").read_text(encoding="utf-8").splitlines()
     )
     out = tmp_path / "rows"
     code, output, _ = command("bench", "start", cell.id, "--steps", "45", "--out", out)
     assert code == 0
-    (start,) = (json.loads(line) for line in out.read_text().splitlines())
+    (start,) = (json.loads(line) for line in out.read_text(encoding="utf-8").splitlines())
     assert len(start["losses"]) == 45
     last = 1297 - 20 * 64  # images in the last of 21 steps
     for epoch in range(2):

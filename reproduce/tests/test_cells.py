@@ -174,7 +174,9 @@ def test_id_does_not_follow_where_the_recipe_is_from() -> None:
 def test_id_is_the_same_in_another_process() -> None:
     code = """from reproduce.studies import CANARY, CANARY_BAND, REPORTED, STUDIES
 print(*[c.id for c in STUDIES["digits"].chosen().cells])"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True
+    )
     assert done.stdout.split() == [c.id for c in DIGITS.cells]
 
 

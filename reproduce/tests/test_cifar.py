@@ -127,7 +127,10 @@ def test_command_trains_on_the_folder_that_is_named(
     else:
         monkeypatch.setenv("PEMN_DATA", str(root))
     assert command("run", *arguments)[0] == 0
-    (row,) = [json.loads(line) for line in (out / "cifar10-small.jsonl").read_text().splitlines()]
+    (row,) = [
+        json.loads(line)
+        for line in (out / "cifar10-small.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert row["seed"] == 0
     assert row["held_out"] == 3  # all of the test batch
     assert row["images_per_second"] == pytest.approx(20 / row["history"][0]["seconds"], abs=0.06)

@@ -80,7 +80,7 @@ class Driver:
             [sys.executable, "-c", DRIVER, *arguments, "--out", str(out)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
             env=environment,
             start_new_session=True,
         )
@@ -108,7 +108,9 @@ class Driver:
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
-    found = [json.loads(line) for line in (out / "digits.jsonl").read_text().splitlines()]
+    found = [
+        json.loads(line) for line in (out / "digits.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     return times_aside(sorted(found, key=lambda row: row["run"]))
 
 
@@ -177,7 +179,7 @@ def test_killed_driver_goes_on_where_it_was_on_a_running_cluster(
         while not named.exists():
             assert cluster.poll() is None
             time.sleep(0.1)
-        address = named.read_text()
+        address = named.read_text(encoding="utf-8")
         assert address.startswith("127.0.0.1:")
 
         first = Driver(tmp_path, environment, *RUNS, "--ray", address)
@@ -279,7 +281,9 @@ def test_terminal_shows_a_table_and_only_starts_as_lines() -> None:
 
 def test_job_scripts_run_what_there_is(monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
     page = Path(__file__).parents[1] / "CLUSTER.md"
-    ray_job, array = re.findall(r"```bash\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    ray_job, array = re.findall(
+        r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL
+    )
     cells = STUDIES["paper"].chosen().cells
     assert f"--array=0-{len(cells) - 1} " in array
     # Slurm's commands and the run itself are printed, not run.
@@ -294,7 +298,7 @@ def test_job_scripts_run_what_there_is(monkeypatch: pytest.MonkeyPatch, command:
         monkeypatch.setenv(f"SLURM_{name}", str(value))
     commands = [
         subprocess.run(
-            ["bash", "-euc", only_print + script], check=True, capture_output=True, text=True
+            ["bash", "-euc", only_print + script], check=True, capture_output=True, encoding="utf-8"
         ).stdout
         for script in (ray_job, array)
     ]

@@ -32,7 +32,7 @@ STEMS = [
 
 def words(svg: Path) -> str:
     """All text of a picture, which is drawn as paths, from the comments beside them."""
-    text = svg.read_text()
+    text = svg.read_text(encoding="utf-8")
     assert ElementTree.fromstring(text).tag.endswith("svg")
     comments = [line for line in text.splitlines() if line.strip().startswith("<!--")]
     return " ".join(comments).replace("-", "").replace("−", "")

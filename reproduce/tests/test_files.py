@@ -34,7 +34,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def row_of(out: Path, cell: Cell) -> dict[str, Any]:
-    lines = (out / "digits.jsonl").read_text().splitlines()
+    lines = (out / "digits.jsonl").read_text(encoding="utf-8").splitlines()
     (row,) = (row for row in map(json.loads, lines) if row["cell"] == cell.id)
     return dict(row)
 
@@ -159,7 +159,7 @@ def test_half_written_output_leaves_the_old_file(
     out: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "old"
-    target.write_text("old")
+    target.write_text("old", encoding="utf-8")
 
     def fail(_: int) -> None:
         raise OSError("no space left")
@@ -170,7 +170,7 @@ def test_half_written_output_leaves_the_old_file(
         ("materialize", file_of(out, "mp"), target),
     ):
         assert command(*arguments) == (2, "", "error: no space left\n")
-        assert target.read_text() == "old"
+        assert target.read_text(encoding="utf-8") == "old"
         assert list(tmp_path.iterdir()) == [target]
 
 
@@ -262,7 +262,7 @@ def test_missing_images_are_one_line_and_exit_code_2(
     file = tmp_path / "cifar"
     tag = json.dumps({"configuration": cell.configuration, "seed": 0})
     save(file, model, state, pemn.mp, density=0.5, tag=tag)
-    (tmp_path / "data").write_text("a file, so that nothing can be put there")
+    (tmp_path / "data").write_text("a file, so that nothing can be put there", encoding="utf-8")
     code, output, errors = command("evaluate", file, "--data", tmp_path / "data")
     assert (code, output, errors.count("\n")) == (2, "", 1)
     assert str(tmp_path / "data") in errors

@@ -75,7 +75,7 @@ def begin(log: Path, function: Callable[..., None], arguments: tuple[object, ...
 
 
 def logs(tmp_path: Path, stream: int) -> list[str]:
-    return [path.read_text() for path in sorted(tmp_path.glob(f"log *.{stream}"))]
+    return [path.read_text(encoding="utf-8") for path in sorted(tmp_path.glob(f"log *.{stream}"))]
 
 
 def exit_code(child: BaseProcess) -> int | None:
@@ -138,7 +138,9 @@ def train(
 
 
 def rows_of(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "tiny.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line) for line in (out / "tiny.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def same(out: Path, whole: Path) -> None:

@@ -57,7 +57,7 @@ class Merge:
     @property
     def rows(self) -> list[Row]:
         """Of the ledger, as they stand there."""
-        lines = (self.ledger / "digits.jsonl").read_text().splitlines()
+        lines = (self.ledger / "digits.jsonl").read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines]
 
 
@@ -119,7 +119,9 @@ def test_what_does_not_count_is_named_and_all_else_taken(
     line = refused if isinstance(refused, str) else json.dumps(refused)
     path = merging.source / "digits.jsonl"
     write_rows(path, ROWS[:1])
-    path.write_text(f"{path.read_text()}{line}\n{json.dumps(ROWS[1])}\n")
+    path.write_text(
+        f"{path.read_text(encoding='utf-8')}{line}\n{json.dumps(ROWS[1])}\n", encoding="utf-8"
+    )
     before = path.read_bytes()
     assert not merging()
     assert merging.rows == ROWS[:2]
@@ -144,7 +146,9 @@ def test_source_that_is_not_there_is_an_error(merging: Merge) -> None:
 def test_damaged_ledger_is_an_error_and_stays_as_it_is(merging: Merge) -> None:
     write_rows(merging.source / "digits.jsonl", ROWS)
     merging.ledger.mkdir()
-    (merging.ledger / "digits.jsonl").write_text("no row\n" + json.dumps(ROWS[0]) + "\n")
+    (merging.ledger / "digits.jsonl").write_text(
+        "no row\n" + json.dumps(ROWS[0]) + "\n", encoding="utf-8"
+    )
     before = (merging.ledger / "digits.jsonl").read_bytes()
     with pytest.raises(DamagedRowsError, match="line 1"):
         merging()
@@ -183,7 +187,10 @@ def test_reader_names_what_does_not_count_and_writes_nothing(
     line = refused if isinstance(refused, str) else json.dumps(refused)
     path = tmp_path / "digits.jsonl"
     write_rows(path, ROWS[:1])
-    path.write_text(f"{path.read_text()}{line}\n{json.dumps(ROWS[0])}\n{json.dumps(ROWS[1])}")
+    path.write_text(
+        f"{path.read_text(encoding='utf-8')}{line}\n{json.dumps(ROWS[0])}\n{json.dumps(ROWS[1])}",
+        encoding="utf-8",
+    )
     before = path.read_bytes()
     said: list[str] = []
     assert read(tmp_path, "digits", said.append) == ROWS[:2]

@@ -19,12 +19,14 @@ CANARY = STUDIES["paper"].cells[0]
 def test_committed_page_is_current() -> None:
     said: list[str] = []
     page = make_page(RESULTS, said.append)
-    assert (RESULTS / NAME).read_text() == page, "run python -m reproduce figures"
+    assert (RESULTS / NAME).read_text(encoding="utf-8") == page, "run python -m reproduce figures"
     assert said == []
 
 
 def test_committed_page_has_its_pictures() -> None:
-    linked = set(re.findall(r"\(([\w.-]+\.(?:png|svg))\)", (RESULTS / NAME).read_text()))
+    linked = set(
+        re.findall(r"\(([\w.-]+\.(?:png|svg))\)", (RESULTS / NAME).read_text(encoding="utf-8"))
+    )
     assert len(linked) >= 10
     assert linked <= {path.name for path in RESULTS.iterdir()}
 
@@ -33,15 +35,15 @@ def test_page_and_its_pictures_are_made_from_the_ledger(tmp_path: Path, command:
     ledger, out = tmp_path / "ledger", tmp_path / "out"
     write_rows(ledger / "digits.jsonl", rows_of(DIGITS.cells, [0.9, 0.8]))
     write_rows(ledger / "paper.jsonl", [row_of(CANARY, accuracy=0.87), row_of(MP)])
-    (ledger / "digits.md").write_text("What one seed cannot say.\n")
-    (ledger / "paper.md").write_text("Where ours differ.\n")
+    (ledger / "digits.md").write_text("What one seed cannot say.\n", encoding="utf-8")
+    (ledger / "paper.md").write_text("Where ours differ.\n", encoding="utf-8")
     code, output, errors = command("figures", "--ledger", ledger, "--out", out)
     assert code == 0
     assert "line 2 does not count" in errors
     assert sorted(path.name for path in ledger.iterdir()) == [
         *("digits.jsonl", "digits.md", "paper.jsonl", "paper.md")
     ]
-    page = (out / NAME).read_text()
+    page = (out / NAME).read_text(encoding="utf-8")
     pictures = set(re.findall(r"\(([\w.-]+\.(?:png|svg))\)", page))
     assert {str(out / name) for name in [*pictures, NAME]} == set(output.splitlines())
     assert {path.name for path in out.iterdir()} == {*pictures, NAME}
@@ -62,12 +64,12 @@ def test_study_without_a_result_has_a_table_and_no_picture(tmp_path: Path) -> No
 
 
 def test_page_of_somebody_else_is_not_replaced(tmp_path: Path, command: Command) -> None:
-    (tmp_path / NAME).write_text("# My project\n")
+    (tmp_path / NAME).write_text("# My project\n", encoding="utf-8")
     code, output, errors = command("figures", "--ledger", tmp_path)
     assert (code, output) == (2, "")
     assert f"{tmp_path / NAME} is not a page that figures has made" in errors
     assert errors.count("\n") == 1
-    assert (tmp_path / NAME).read_text() == "# My project\n"
+    assert (tmp_path / NAME).read_text(encoding="utf-8") == "# My project\n"
     assert [path.name for path in tmp_path.iterdir()] == [NAME]
 
 
@@ -93,7 +95,7 @@ def test_table_shows_all_of_the_paper_or_what_is_asked_for(
 def test_a_ledger_that_is_no_folder_is_not_an_empty_one(
     tmp_path: Path, command: Command, name: str, ledger: str
 ) -> None:
-    (tmp_path / "a file").write_text("")
+    (tmp_path / "a file").write_text("", encoding="utf-8")
     code, output, errors = command(name, "--ledger", tmp_path / ledger)
     assert (code, output) == (2, "")
     assert errors == f"error: Invalid value for --ledger: no folder {tmp_path / ledger}\n"

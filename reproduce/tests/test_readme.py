@@ -33,7 +33,7 @@ pytestmark = pytest.mark.skipif(not README.exists(), reason="installed without t
 
 
 def python_blocks(page: Path) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
 def test_examples_train_materialise_and_count(capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,7 +56,7 @@ def test_table_of_strategies() -> None:
         model = ConvMixer(depth=6, width=256, patch=2, kernel=5, channels=3, classes=10)
     shapes = pemn.maskable_shapes(model)
     line = r"^\| `(pemn\.\S+)` \|[^|]*\| ([\d,]+) \| (-?[\d.]+) % \|$"
-    rows = re.findall(line, README.read_text(), flags=re.MULTILINE)
+    rows = re.findall(line, README.read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert len(rows) == 7
     for strategy, unique, percent in rows:
         cost = pemn.storage(shapes, eval(strategy))
@@ -77,7 +77,9 @@ OF_CELL: dict[str, Callable[[Summary], str]] = {
     ("head", "study"), [("CIFAR-10", "cifar10-small"), ("8x8 digits", "digits")]
 )
 def test_measured_numbers_are_those_of_the_ledger(head: str, study: str) -> None:
-    table = re.search(rf"^\| {head} \|.*\n(\|.*\n)+", README.read_text(), flags=re.MULTILINE)
+    table = re.search(
+        rf"^\| {head} \|.*\n(\|.*\n)+", README.read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
     assert table
     (_, *names), _, *lines = (
         [word.strip() for word in line.strip("|").split("|")] for line in table[0].splitlines()
@@ -137,7 +139,8 @@ def commands_shown() -> list[str]:
     """All of ``python -m reproduce`` that a page shows, each once."""
     pages = [README, CONTRIBUTING, *sorted((README.parent / "reproduce").rglob("*.md"))]
     found = [
-        re.findall(r"python -m reproduce ([a-z][^`#:\n]*)", page.read_text()) for page in pages
+        re.findall(r"python -m reproduce ([a-z][^`#:\n]*)", page.read_text(encoding="utf-8"))
+        for page in pages
     ]
     return [*dict.fromkeys(command.strip() for of_page in found for command in of_page)]
 
@@ -158,7 +161,9 @@ def test_commands_that_are_shown_are_found() -> None:
 
 
 def test_map_of_the_code_names_every_module_there_is() -> None:
-    (map_,) = re.findall(r"```text\n(.*?)```", CONTRIBUTING.read_text(), flags=re.DOTALL)
+    (map_,) = re.findall(
+        r"```text\n(.*?)```", CONTRIBUTING.read_text(encoding="utf-8"), flags=re.DOTALL
+    )
     for package in ("pemn_ref", "spec_tests", "reproduce"):
         part = map_[map_.index(f"{package}/") :]
         for module in (README.parent / package).glob("*.py"):
@@ -169,6 +174,6 @@ def test_map_of_the_code_names_every_module_there_is() -> None:
 def test_drawing_shows_all_four_steps(tmp_path: Path) -> None:
     picture = tmp_path / "algorithm.svg"
     draw_algorithm(picture)
-    text = picture.read_text()
+    text = picture.read_text(encoding="utf-8")
     # Three prototype rows would hide it if a step drew nothing: 13 + 3 * 288 cells are drawn.
     assert text.count("<path") > 13 + 3 * 288

@@ -23,18 +23,18 @@ def test_rows_come_back_in_order_from_a_folder_that_is_made(tmp_path: Path) -> N
     for row in ROWS:
         append_row(path, row)
     assert read(path) == (ROWS, [])
-    assert path.read_text() == "".join(LINES)
+    assert path.read_text(encoding="utf-8") == "".join(LINES)
 
 
 @pytest.mark.parametrize("cut", range(1, len(LINES[2]) - 1))
 def test_torn_last_line_is_moved_aside_wherever_it_is_torn(tmp_path: Path, cut: int) -> None:
     path = tmp_path / "rows.jsonl"
-    path.write_text(LINES[0] + LINES[1] + LINES[2][:cut])
+    path.write_text(LINES[0] + LINES[1] + LINES[2][:cut], encoding="utf-8")
     rows, said = read(path)
     assert rows == ROWS[:2]
     assert said == [f"the last line of {path} was torn: moved to {tmp_path / 'rows.damaged'}"]
-    assert path.read_text() == LINES[0] + LINES[1]
-    assert (tmp_path / "rows.damaged").read_text() == LINES[2][:cut] + "\n"
+    assert path.read_text(encoding="utf-8") == LINES[0] + LINES[1]
+    assert (tmp_path / "rows.damaged").read_text(encoding="utf-8") == LINES[2][:cut] + "\n"
     append_row(path, ROWS[2])
     assert read(path) == (ROWS, [])
 
@@ -42,14 +42,14 @@ def test_torn_last_line_is_moved_aside_wherever_it_is_torn(tmp_path: Path, cut: 
 def test_second_torn_line_is_kept_beside_the_first(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     for torn in ('{"a', '{"b'):
-        path.write_text(LINES[0] + torn)
+        path.write_text(LINES[0] + torn, encoding="utf-8")
         read(path)
-    assert (tmp_path / "rows.damaged").read_text() == '{"a\n{"b\n'
+    assert (tmp_path / "rows.damaged").read_text(encoding="utf-8") == '{"a\n{"b\n'
 
 
 def test_whole_last_line_without_its_end_is_ended(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    path.write_text(LINES[0] + LINES[1].rstrip("\n"))
+    path.write_text(LINES[0] + LINES[1].rstrip("\n"), encoding="utf-8")
     assert read(path) == (ROWS[:2], [])
     append_row(path, ROWS[2])
     assert read(path) == (ROWS, [])

@@ -50,7 +50,7 @@ class RunCommand:
 
     def rows(self, study: str = "digits") -> list[dict[str, Any]]:
         """What is in the file of rows."""
-        lines = (self.out / f"{study}.jsonl").read_text().splitlines()
+        lines = (self.out / f"{study}.jsonl").read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines]
 
 
@@ -237,7 +237,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
 
 
 def test_folder_that_cannot_be_is_one_line_and_exit_code_2(command: RunCommand) -> None:
-    command.out.write_text("a file")
+    command.out.write_text("a file", encoding="utf-8")
     code, _, errors = command(*SMALL)
     assert code == 2
     assert str(command.out) in errors
@@ -246,7 +246,7 @@ def test_folder_that_cannot_be_is_one_line_and_exit_code_2(command: RunCommand) 
 
 def test_damaged_rows_are_one_line_and_exit_code_2(command: RunCommand) -> None:
     command.out.mkdir()
-    (command.out / "digits.jsonl").write_text('no row\n{"run": "x"}\n')
+    (command.out / "digits.jsonl").write_text('no row\n{"run": "x"}\n', encoding="utf-8")
     code, _, errors = command(*SMALL)
     assert code == 2
     assert "digits.jsonl, line 1" in errors
@@ -259,7 +259,7 @@ def test_ctrl_c_leaves_whole_rows_and_the_next_run_goes_on(command: RunCommand) 
         [sys.executable, "-c", UNDER_SIGINT, "run", "--out", str(command.out), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
         env={"PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONUNBUFFERED": "1"},
         cwd=command.out.parent,
     )

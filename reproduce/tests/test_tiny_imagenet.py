@@ -26,13 +26,14 @@ def root(tmp_path: Path) -> Path:
     for label, wnid in enumerate(CLASSES):
         for n in range(2):
             draw(folder / "train" / wnid / "images" / f"{wnid}_{n}.JPEG", "RGB", (80 * label, 0, 0))
-        (folder / "train" / wnid / f"{wnid}_boxes.txt").write_text("")
+        (folder / "train" / wnid / f"{wnid}_boxes.txt").write_text("", encoding="utf-8")
     draw(folder / "val" / "images" / "val_0.JPEG", "RGB", (200, 0, 0))
     draw(folder / "val" / "images" / "val_1.JPEG", "L", 90)
     (folder / "val" / "val_annotations.txt").write_text(
-        "val_0.JPEG\tn04067472\t0\t32\t44\t62\nval_1.JPEG\tn02124075\t52\t55\t57\t59\n"
+        "val_0.JPEG\tn04067472\t0\t32\t44\t62\nval_1.JPEG\tn02124075\t52\t55\t57\t59\n",
+        encoding="utf-8",
     )
-    (folder / "wnids.txt").write_text("\n".join(CLASSES) + "\n")
+    (folder / "wnids.txt").write_text("\n".join(CLASSES) + "\n", encoding="utf-8")
     return tmp_path
 
 
@@ -70,7 +71,7 @@ def test_what_is_missing_is_named_and_never_downloaded(root: Path, missing: str)
 
 
 def test_annotations_must_fit_the_classes(root: Path) -> None:
-    (root / FOLDER / "wnids.txt").write_text("\n".join(CLASSES[:2]))
+    (root / FOLDER / "wnids.txt").write_text("\n".join(CLASSES[:2]), encoding="utf-8")
     with pytest.raises(MissingDataError, match=r"annotations.*n04067472.*extract"):
         load("tiny-imagenet", root)
 

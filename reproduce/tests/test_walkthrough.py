@@ -82,7 +82,9 @@ def test_parts_of_the_files_are_all_of_their_bytes(walk: dict[str, Any], folder:
 
 
 def test_every_exercise_has_its_answer() -> None:
-    exercises = re.findall(r"^# \*\*Exercise (\d+)\.\*\*", DOCUMENT.read_text(), re.MULTILINE)
+    exercises = re.findall(
+        r"^# \*\*Exercise (\d+)\.\*\*", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE
+    )
     answers = [match[1] for name in globals() if (match := re.match(r"test_exercise_(\d+)", name))]
     assert exercises == answers == [*"12345678"]
 
