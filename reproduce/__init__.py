@@ -1,6 +1,7 @@
 """The experiments of the paper, run with ``python -m reproduce``.
 
-Read ``cells`` and ``recipes``, what is trained, as data; ``networks``, from a cell to a function
-and its trained tensors; ``train``, the one loop, on any ``device``; ``run``, which puts them
-together. CONTRIBUTING.md has a map of the rest.
+A run passes through the packages in one direction: ``study`` says what is trained, ``training``
+makes a row and a file of one cell and seed, ``runs`` does so for many, ``rows`` keeps what was
+measured, ``report`` shows it. Each package's docstring says what it is for and what it imports.
+CONTRIBUTING.md has the map.
 """

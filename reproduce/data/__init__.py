@@ -1,1 +1,4 @@
-"""Datasets: images to train on and images held out, in batches."""
+"""Images by seed, epoch and index, whichever process asks for them.
+
+Imports nothing else of the experiments.
+"""

@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from reproduce.cells import Cell
-from reproduce.rows import Row
+from reproduce.rows.row import Row
+from reproduce.study.cells import Cell
 
 STORAGE = {
     "weights": 4096,

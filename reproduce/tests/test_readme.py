@@ -1,8 +1,10 @@
 """What the README shows is what happens: its example, its table of strategies, its picture."""
 
+import ast
 import re
 import shlex
 from collections.abc import Callable, Iterator
+from graphlib import TopologicalSorter
 from itertools import takewhile
 from pathlib import Path
 from statistics import fmean
@@ -13,17 +15,17 @@ import torch
 from hypothesis import settings
 
 import pemn_ref as pemn
-from reproduce import networks
 from reproduce.data.batches import TrainingBatches, evaluation_batches
 from reproduce.data.datasets import load
-from reproduce.device import open_device
-from reproduce.drawing import draw_algorithm
-from reproduce.ledger import read
 from reproduce.models.convmixer import ConvMixer
-from reproduce.studies import STUDIES
-from reproduce.summary import Summary, measured
+from reproduce.rows.ledger import read
+from reproduce.rows.summary import Summary, measured
+from reproduce.study.studies import STUDIES
 from reproduce.tests.conftest import Command
-from reproduce.train import train
+from reproduce.tour.drawing import draw_algorithm
+from reproduce.training import networks
+from reproduce.training.device import open_device
+from reproduce.training.loop import train
 from spec_tests import clauses, gallery
 
 README = Path(__file__).parents[2] / "README.md"
@@ -155,9 +157,16 @@ def test_commands_that_are_shown_exist_with_their_options(command: Command, show
 
 
 def test_commands_that_are_shown_are_found() -> None:
-    assert {"run", "run --all", "table --all --ledger runs", "bench start ID --steps N"} <= {
-        *commands_shown()
-    }
+    assert {"run", "run --all", "table --all --ledger runs"} <= {*commands_shown()}
+
+
+def modules_of(package: str) -> list[Path]:
+    return [
+        module
+        for module in (README.parent / package).rglob("*.py")
+        if not re.fullmatch(r"__main__|conftest|test_\w+", module.stem)
+        and "tests" not in module.relative_to(README.parent).parts
+    ]
 
 
 def test_map_of_the_code_names_every_module_there_is() -> None:
@@ -166,9 +175,39 @@ def test_map_of_the_code_names_every_module_there_is() -> None:
     )
     for package in ("pemn_ref", "spec_tests", "reproduce"):
         part = map_[map_.index(f"{package}/") :]
-        for module in (README.parent / package).glob("*.py"):
-            if not re.fullmatch(r"__init__|__main__|conftest|test_\w+", module.stem):
+        for module in modules_of(package):
+            if module.parent.name in ("data", "models", "examples"):
+                assert f"{module.parent.name}/" in part
+            elif module.stem != "__init__":
                 assert module.name in part, module
+
+
+def test_each_package_imports_what_its_docstring_says_and_there_is_no_circle() -> None:
+    says: dict[str, set[str]] = {}
+    does: dict[str, set[str]] = {}
+    of_module: dict[str, set[str]] = {}
+    for module in modules_of("reproduce"):
+        tree = ast.parse(module.read_text(encoding="utf-8"))
+        names = [
+            f"{node.module}.{alias.name}"
+            for node in ast.walk(tree)  # those inside of functions, and for types alone, too
+            if isinstance(node, ast.ImportFrom) and node.module
+            for alias in node.names
+            if node.module.startswith("reproduce.")
+        ]
+        package, *rest = module.relative_to(README.parent / "reproduce").with_suffix("").parts
+        of_module[".".join(("reproduce", package, *rest))] = {*names} | {
+            name.rpartition(".")[0] for name in names
+        }
+        if not rest:
+            continue
+        does.setdefault(package, set()).update(name.split(".")[1] for name in names)
+        if rest == ["__init__"]:
+            (said,) = re.findall(r"^Imports (.*)\.$", ast.get_docstring(tree) or "", re.MULTILINE)
+            says[package] = set() if said.startswith("nothing") else {*said.split(", ")}
+    assert {package: imports - {package} for package, imports in does.items()} == says
+    order = TopologicalSorter({m: on & {*of_module} for m, on in of_module.items()})
+    assert [*order.static_order()]  # raises where there is a circle
 
 
 def test_drawing_shows_all_four_steps(tmp_path: Path) -> None:

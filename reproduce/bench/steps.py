@@ -1,0 +1,101 @@
+"""What a step costs: of a masked network against a dense one, of masks, of augmentation."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+import pemn_ref as pemn
+from pemn_ref.prototype import random_stream
+from reproduce.bench.timing import Ratio, compare
+from reproduce.data.augment import make_transform
+from reproduce.data.batches import TrainingBatches
+from reproduce.data.datasets import DATASETS
+from reproduce.study.cells import Cell
+from reproduce.study.studies import STUDIES
+from reproduce.training.device import Device
+from reproduce.training.networks import make_model
+from reproduce.training.step import training_step
+
+CELLS = (
+    STUDIES["paper"]
+    .chosen(
+        models=["convmixer-d6-w256", "resnet32", "vit-d6-w256"],
+        strategies=["mp"],
+        datasets=["cifar10"],
+    )
+    .cells
+)
+
+
+def sorted_mask(scores: Tensor, density: float) -> Tensor:
+    """The mask by a full sort of the layer, as the released code makes it."""
+    order = scores.detach().abs().flatten().argsort()
+    mask = torch.ones(scores.numel(), device=scores.device)
+    mask[order[: scores.numel() - pemn.kept(scores.numel(), density)]] = 0
+    magnitude = scores.abs()
+    return mask.reshape(scores.shape) + (magnitude - magnitude.detach())
+
+
+class _Noise:
+    """Images of random bytes, which cost a transform as much as photographs."""
+
+    def __init__(self, size: int, count: int) -> None:
+        noise = torch.randint(
+            256, (count, size, size, 3), dtype=torch.uint8, generator=random_stream("noise", 0)
+        )
+        self.images = [Image.fromarray(image.numpy()) for image in noise]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int, /) -> tuple[Image.Image, int]:
+        return self.images[index], 0
+
+
+def augmentation(cell: Cell, batch: int) -> Callable[[], object]:
+    """One batch made of images by one core, for a dataset whose images are not tensors."""
+    dataset = DATASETS[cell.dataset]
+    transform = make_transform(cell.recipe.augmentation, dataset)
+    images = _Noise(dataset.size, batch)
+    batches = TrainingBatches(images, transform, seed=0, batch=batch, workers=0)
+    return lambda: list(batches.epoch(0))
+
+
+def bench_steps(
+    device: Device, *, batch: int, compiled: bool, pairs: int = 10, seconds: float = 2
+) -> Iterator[Ratio]:
+    """All ratios, one after the other; with ``compiled`` those of compiled steps too."""
+    timed = partial(compare, pairs=pairs, seconds=seconds, synchronize=device.synchronize)
+    modes = (False, True) if compiled else (False,)
+    for cell in CELLS:
+        dense = replace(cell, strategy="dense", density=None)
+        for mode in modes:
+            yield timed(
+                f"{cell.model.label}: step masked / dense{', compiled' if mode else ''}",
+                training_step(cell, batch, device, compiled=mode),
+                training_step(dense, batch, device, compiled=mode),
+            )
+
+    for cell in CELLS:
+        drawn = pemn.init_scores(pemn.maskable_shapes(make_model(cell, 0)), seed=0)
+        scores = [s.to(device.torch).requires_grad_() for s in drawn.values()]
+
+        def by(make: Callable[[Tensor], Tensor], scores: list[Tensor] = scores) -> None:
+            torch.autograd.backward([make(s).sum() for s in scores])
+
+        yield timed(
+            f"{cell.model.label}: masks by topk / by a full sort, with gradient",
+            lambda: by(partial(pemn.score_mask, density=0.5)),
+            lambda: by(partial(sorted_mask, density=0.5)),
+        )
+
+    for cell in CELLS:
+        yield timed(
+            f"{cell.model.label}: a batch augmented by one core / step masked",
+            augmentation(cell, batch),
+            training_step(cell, batch, device, compiled=False),
+        )

@@ -1,0 +1,162 @@
+"""What the commands share: options, the cells that they choose, errors as exit codes."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from io import TextIOWrapper
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from reproduce.data.root import MissingDataError
+from reproduce.rows.row import DamagedRowsError
+
+if TYPE_CHECKING:
+    from reproduce.study.cells import Study
+    from reproduce.training.device import Device
+
+# Typer exports the class of all usage errors only as the base of this one.
+_UsageError: type[typer.BadParameter] = typer.BadParameter.__bases__[0]
+
+Data = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the datasets; else PEMN_DATA, else one in the user's cache."),
+]
+DeviceName = Annotated[
+    str | None, typer.Option(help="cpu, cuda or cuda:N; else the best that is present.")
+]
+StudyName = Annotated[
+    str,
+    typer.Option(help="digits, cifar10-small (hours on a CPU) or paper (days on a GPU)."),
+]
+All = Annotated[bool, typer.Option("--all", help="The same as --study paper.")]
+Models = Annotated[
+    list[str] | None,
+    typer.Option("--model", help="Only this one, such as vit or resnet32; may be repeated."),
+]
+Strategies = Annotated[
+    list[str] | None,
+    typer.Option("--strategy", help="Only this one, such as mp, rp or rp_1e-2; may be repeated."),
+]
+Datasets = Annotated[
+    list[str] | None,
+    typer.Option("--dataset", help="Only this one, such as cifar10; may be repeated."),
+]
+Ids = Annotated[
+    list[str] | None,
+    typer.Option("--only", help="Only the cell of this id, as its runs have it; may be repeated."),
+]
+Seeds = Annotated[
+    int | None,
+    typer.Option(min=1, help="Train each cell with the seeds 0 to N-1; else the study's N."),
+]
+Rows = Annotated[Path | None, typer.Option(help="Folder for the rows; else that of --out.")]
+Out = Annotated[Path, typer.Option(help="Folder of rows, networks, checkpoints and figures.")]
+Ledger = Annotated[
+    Path,
+    typer.Option(help="Folder of the rows that are kept.", show_default="reproduce/results"),
+]
+RESULTS = Path(__file__).with_name("results")
+File = Annotated[Path, typer.Argument(help="A compressed network, as run writes it.")]
+Lines = Annotated[
+    Path | None, typer.Option("--out", help="Add each ratio to this file too, as a line of JSON.")
+]
+
+
+def chosen(
+    study: str,
+    all_: bool,
+    models: Sequence[str] | None,
+    strategies: Sequence[str] | None,
+    datasets: Sequence[str] | None,
+    ids: Sequence[str] | None,
+    *,
+    defaults: bool = True,
+) -> "Study":
+    """The cells asked for; where no model or dataset is, those of the study or else all."""
+    from dataclasses import replace
+
+    from reproduce.study.studies import STUDIES
+
+    name = "paper" if all_ else study
+    if name not in STUDIES:
+        raise typer.BadParameter(
+            f"no study {name!r}, only {', '.join(STUDIES)}", param_hint="--study"
+        )
+    wanted = STUDIES[name] if defaults else replace(STUDIES[name], models=(), datasets=())
+    with naming(None):
+        return wanted.chosen(
+            models=models or (),
+            strategies=strategies or (),
+            datasets=datasets or (),
+            ids=[name.partition("-")[0] for name in ids or ()],  # a run's too, as run prints it
+        )
+
+
+def need_folder(ledger: Path) -> None:
+    """One that is not there has no rows either: that is not meant."""
+    if not ledger.is_dir():
+        raise typer.BadParameter(f"no folder {ledger}", param_hint="--ledger")
+
+
+def open_one(device: str | None, threads: int | None = None) -> "Device":
+    """The device of that name, with so many threads; a usage error where there is none."""
+    import torch
+
+    from reproduce.training.device import open_device
+
+    if threads:
+        torch.set_num_threads(threads)
+    with naming("--device"):
+        return open_device(device)
+
+
+@contextmanager
+def refusing_files() -> Iterator[None]:
+    """A file that is refused inside is one line and exit code 2."""
+    from pemn_ref.file import FileError
+    from reproduce.training.checkpoint import CheckpointError
+    from reproduce.training.files import UnknownRunError
+
+    try:
+        yield
+    except (FileError, CheckpointError, UnknownRunError) as error:
+        complain(f"error: {error}")
+        raise typer.Exit(2) from None
+
+
+@contextmanager
+def naming(option: str | None) -> Iterator[None]:
+    """A value that is refused inside is a usage error, of ``option`` if not several."""
+    try:
+        yield
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from error
+
+
+def complain(message: str) -> None:
+    """One line on stderr."""
+    print(" ".join(message.split()), file=sys.stderr)
+
+
+def exit_code(app: typer.Typer) -> int:
+    """Run the command line and return its exit code; an expected error is one line, no traceback.
+
+    (Typer by itself shows a usage error on several lines.)
+    """
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a sign is no failure
+    try:
+        return int(app(standalone_mode=False) or 0)
+    except _UsageError as error:
+        complain(f"error: {error.format_message()}")
+    except (DamagedRowsError, MissingDataError, OSError) as error:
+        complain(f"error: {error}")
+    except ModuleNotFoundError as error:
+        extra = "ray" if error.name == "ray" else "reproduce"
+        complain(f"error: {error}; pip install '.[{extra}]' in a checkout brings it")
+    except typer.Abort:
+        complain("interrupted")
+        return 130
+    return 2

@@ -1,0 +1,126 @@
+"""Whether a study can be trusted to a device before days are spent on it: one line a point."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from reproduce.data.batches import Images
+from reproduce.data.datasets import load
+from reproduce.data.root import MissingDataError
+from reproduce.preflight.cost import kind, learned, measure, size
+from reproduce.preflight.plan import Plan
+from reproduce.preflight.trials import TrialError, compare_numbers, stop_and_resume, train_briefly
+from reproduce.study.cells import Cell
+from reproduce.training.device import Device
+from reproduce.training.step import training_step
+
+# A process on a CPU took up to so many times the tensors that are counted.
+PROCESS = 1.6
+
+
+def check(
+    plan: Plan,
+    device: Device,
+    data: Path | None,
+    out: Path,
+    say: Callable[[str], None],
+    together: int = 1,
+) -> bool:
+    """Whether what the plan still has to train can be trained there; says a line for each point.
+
+    ``data`` and ``out`` are those of ``run_study``; so many cells will be trained ``together`` on
+    the device. Runs on a dataset that is missing will be skipped, so that it is a failure only
+    where there is no other.
+
+    Raises:
+        OSError: if ``out`` cannot be written.
+    """
+    cells = plan.cells or list(plan.study.cells)
+    images: dict[str, tuple[Images, Images]] = {}
+    out.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=out, prefix="check-") as name:
+        folder = Path(name).resolve()
+        points: dict[str, Callable[[], str]] = {
+            "data": lambda: _load_data(cells, data, images, say),
+            "disk": lambda: _count_disk(plan, out),
+            "numbers": lambda: compare_numbers(cells, device),
+            "training": lambda: train_briefly(cells, images, device, folder),
+            "resuming": lambda: stop_and_resume(device, folder),
+            "memory": lambda: _try_largest(cells, device, together),
+            "time": lambda: _estimate(plan, device),
+        }
+        good = True
+        for point, judge in points.items():
+            try:
+                say(f"ok       {point}: {judge()}")
+            except Exception as error:  # whatever it is: the other points are still of interest
+                say(f"FAILED   {point}: {' '.join((str(error) or repr(error)).split())}")
+                good = False
+        device.release_memory()
+    return good
+
+
+def _load_data(
+    cells: Sequence[Cell],
+    root: Path | None,
+    images: dict[str, tuple[Images, Images]],
+    say: Callable[[str], None],
+) -> str:
+    """What is there, by its checksums, is put into ``images``."""
+    for dataset in dict.fromkeys(cell.dataset for cell in cells):
+        try:
+            images[dataset] = load(dataset, root)
+        except MissingDataError as error:
+            say(f"warning  data: all runs on {dataset} will be skipped: {error}")
+    if not images:
+        raise TrialError("there is none: mend that as said above")
+    return ", ".join(images)
+
+
+def _count_disk(plan: Plan, out: Path) -> str:
+    """A checkpoint is written while the one before is still there."""
+    sizes = [size(learned(run.cell)) for run in plan.missing]
+    checkpoint = max((of_one.state + of_one.optimizer for of_one in sizes), default=0)
+    needed = sum(of_one.file for of_one in sizes) + 2 * checkpoint
+    free = shutil.disk_usage(out).free
+    what = f"up to {needed / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free in {out}"
+    if needed > free:
+        raise TrialError(f"{what}: make room, or name another folder with --out")
+    return what
+
+
+def _try_largest(cells: Sequence[Cell], device: Device, together: int) -> str:
+    """Two steps where somebody counts their memory, else what was counted without a step."""
+    largest = max(map(learned, cells), key=lambda cell: size(cell).memory)
+    free = device.free_memory()
+
+    def two_steps() -> None:
+        step = training_step(largest, largest.recipe.batch, device, compiled=False)
+        step()
+        step()
+
+    what = f"{largest.model.label} on {largest.dataset}"
+    less = "choose others with --model, or a device with more memory"
+    try:
+        peak = device.peak_memory(two_steps)
+    except torch.OutOfMemoryError:
+        raise TrialError(f"{what} does not fit in {free / 1e9:.2f} GB: {less}") from None
+    needed = PROCESS * size(largest).memory if peak is None else peak + size(largest).held_out
+    each = f", each of {together}" if together > 1 else ""
+    what += f" needs {needed / 1e9:.2f} GB{each}, {free / 1e9:.2f} GB are free"
+    if together * needed > free:
+        raise TrialError(f"{what}: {less}")
+    return what
+
+
+def _estimate(plan: Plan, device: Device) -> str:
+    costs = measure(plan.cells, device)
+    paces = {}
+    for cell in plan.cells:
+        cost = costs[kind(cell)]
+        pace = f"{1 / cost.image(device):,.0f} images/s" if cost else "too large"
+        paces[kind(cell)] = f"{cell.model.label} on {cell.dataset} {pace}"
+    return "; ".join([plan.estimate(costs, device), *paces.values()])

@@ -1,0 +1,150 @@
+"""What it costs to train a cell: memory is counted, time measured on the device at hand."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, UntypedStorage
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.functional import cross_entropy
+
+from reproduce.bench.steps import augmentation
+from reproduce.bench.timing import fastest
+from reproduce.data.augment import make_transform
+from reproduce.data.datasets import DATASETS
+from reproduce.study.cells import Cell
+from reproduce.training.device import Device
+from reproduce.training.loop import make_optimizer
+from reproduce.training.networks import make_network
+from reproduce.training.step import training_step
+
+ASSUMPTIONS = (
+    "Estimated from the fastest of three steps that learn a mask, which no other cell exceeds, as"
+    " if nothing else ran, and from the augmentation of noise; a held-out image takes a third of a"
+    " step. Memory: of float32 tensors; bfloat16 needs less, a process on a CPU up to half more."
+)
+
+
+def learned(cell: Cell) -> Cell:
+    """The cell of the same model, dataset and recipe that learns a mask: none costs more."""
+    return replace(cell, strategy="mp", ratio=None, density=0.5)
+
+
+class Size(NamedTuple):
+    """Bytes that training takes, those of the recipe's batch among them."""
+
+    state: int
+    """Of the network, and of the module it was made from."""
+    gradients: int
+    optimizer: int
+    activations: int
+    """What the backward pass needs of a batch, and two gradients of the largest of it."""
+    held_out: int
+    file: int
+    """On disk, not in memory: of a dense network, which no other exceeds."""
+
+    @property
+    def memory(self) -> int:
+        """While it trains."""
+        return sum(self) - self.file
+
+
+@cache
+def size(cell: Cell) -> Size:
+    """Counted over float32 tensors that have shapes and no values: nothing is computed.
+
+    The weights of the attention are among them, which the fused kernels of a GPU do not keep.
+    """
+    dataset, meta = DATASETS[cell.dataset], torch.device("meta")
+    network = make_network(cell, 0, meta)
+    shape = cell.recipe.batch, dataset.channels, dataset.size, dataset.size
+    images = torch.empty(shape, device=meta)
+    labels = torch.empty(len(images), dtype=torch.long, device=meta)
+    plain = network.model.state_dict(keep_vars=True)
+    state = _storages([*plain.values(), *network.tensors.values()])
+    kept: dict[int, UntypedStorage] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.update(_storages([tensor]))
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        cross_entropy(network.logits(images), labels)
+    activations = [storage.nbytes() for key, storage in kept.items() if key not in state]
+    optimizer = make_optimizer(cell.recipe, network.trained)
+    for tensor in network.trained:
+        tensor.grad = torch.empty_like(tensor)
+    optimizer.step()
+    moments = [value for of_one in optimizer.state.values() for value in of_one.values()]
+    return Size(
+        state=sum(storage.nbytes() for storage in state.values()),
+        gradients=sum(tensor.nbytes for tensor in network.trained),
+        optimizer=sum(value.nbytes for value in moments if isinstance(value, Tensor)),
+        activations=sum(activations) + 2 * max(activations),
+        held_out=dataset.test * images[0].nbytes,
+        file=network.storage.dense_bits // 8,
+    )
+
+
+def _storages(tensors: Iterable[Tensor]) -> dict[int, UntypedStorage]:
+    """What the tensors lie in, each once."""
+    return {id(storage): storage for storage in (tensor.untyped_storage() for tensor in tensors)}
+
+
+class Cost(NamedTuple):
+    """Seconds that a training image takes."""
+
+    step: float
+    augmentation: float
+    """Of one core."""
+
+    def image(self, device: Device) -> float:
+        """Both, where no workers augment the next images while the device trains."""
+        if device.workers:
+            return max(self.step, self.augmentation / device.workers)
+        return self.step + self.augmentation
+
+    def epoch(self, cell: Cell, device: Device) -> float:
+        """Seconds of an epoch of the cell, its evaluation included."""
+        dataset = DATASETS[cell.dataset]
+        return dataset.train * self.image(device) + dataset.test * self.step / 3
+
+
+Kind = tuple[object, int]
+
+
+def kind(cell: Cell) -> Kind:
+    """Cells of one kind cost the same: they have model and image size in common."""
+    return cell.model, DATASETS[cell.dataset].size
+
+
+def measure(cells: Iterable[Cell], device: Device) -> dict[Kind, Cost | None]:
+    """The cost of each kind of cell; None where the memory of the device is too small."""
+    costs: dict[Kind, Cost | None] = {}
+    for cell in cells:
+        if kind(cell) not in costs:
+            try:
+                costs[kind(cell)] = _measure(learned(cell), device)
+            except torch.OutOfMemoryError:
+                costs[kind(cell)] = None
+    return costs
+
+
+def _measure(cell: Cell, device: Device) -> Cost:
+    def seconds(batch: int) -> float:
+        step = training_step(cell, batch, device, compiled=False)
+        return fastest(step, times=3, synchronize=device.synchronize)
+
+    batch, few, more = cell.recipe.batch, 2, 8
+    if device.slow:
+        # A part of every step is there for any number of images: masks, optimizer.
+        low, high = seconds(few), seconds(more)
+        image = max(high - low, 0) / (more - few)
+        step = image + (high - more * image) / batch
+    else:
+        step = seconds(batch) / batch
+    if make_transform(cell.recipe.augmentation, DATASETS[cell.dataset]) is None:
+        return Cost(step, 0)
+    return Cost(step, fastest(augmentation(cell, 64), times=3) / 64)

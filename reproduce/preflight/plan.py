@@ -1,0 +1,143 @@
+"""What a study will run: how far each run is, and what is left of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.table import Table
+
+from reproduce.preflight.cost import ASSUMPTIONS, Cost, Kind, kind, learned, size
+from reproduce.report import console
+from reproduce.report.console import duration
+from reproduce.rows.row import Row
+from reproduce.runs.store import RunStore
+from reproduce.study.cells import Cell, Study
+from reproduce.training.checkpoint import Stop
+from reproduce.training.device import Device
+from reproduce.training.loop import epochs_kept
+from reproduce.training.run import describe
+
+
+class Standing(NamedTuple):
+    """How far one run is."""
+
+    cell: Cell
+    seed: int
+    row: Row | None
+    kept: int | None
+    """Whole epochs in its checkpoint; None where there is none."""
+
+    @property
+    def state(self) -> str:
+        """``to train``, ``begun``, ``failed`` or ``done``."""
+        if self.row is not None:
+            return "failed" if "failed" in self.row else "done"
+        return "to train" if self.kept is None else "begun"
+
+    @property
+    def left(self) -> int:
+        """Epochs to train; none where there is a row, be it that of a failure."""
+        return 0 if self.row else self.cell.recipe.epochs - (self.kept or 0)
+
+    @property
+    def line(self) -> str:
+        """For people, with the ids of cell and run."""
+        cell, state = self.cell, self.state
+        if state == "begun":
+            state = f"begun: {self.kept} of {cell.recipe.epochs} epochs"
+        if self.row and state == "failed":
+            state = f"failed: {self.row['failed']}"
+        return f"{describe(cell, self.seed)}  {state}  {cell.run_id(self.seed)}"
+
+
+class Plan(NamedTuple):
+    """Every run of a study, and the rows of older recipes, which do not count."""
+
+    study: Study
+    runs: list[Standing]
+    stale: list[Row]
+
+    @property
+    def missing(self) -> list[Standing]:
+        """What is left to train."""
+        return [run for run in self.runs if run.left]
+
+    @property
+    def cells(self) -> list[Cell]:
+        """Of what is left to train, each once."""
+        return list(dict.fromkeys(run.cell for run in self.missing))
+
+    def seconds(self, costs: Mapping[Kind, Cost | None], device: Device) -> float:
+        """Until all is trained that fits on the device, one run after the other."""
+        return sum(
+            run.left * cost.epoch(run.cell, device)
+            for run in self.missing
+            if (cost := costs[kind(run.cell)])
+        )
+
+    def estimate(self, costs: Mapping[Kind, Cost | None], device: Device) -> str:
+        """What is left and how long it takes, for people."""
+        time = duration(self.seconds(costs, device))
+        return (
+            f"{len(self.missing)} runs to train, about {time} on {device.torch} ({device.hardware})"
+        )
+
+
+def read_plan(study: Study, seeds: Sequence[int], out: Path, ledger: Path | None = None) -> Plan:
+    """How far every run is in ``out`` and ``ledger``, as ``run_study`` takes them.
+
+    Raises:
+        DamagedRowsError, CheckpointError, OSError: if rows or a checkpoint cannot be read.
+    """
+    wanted = [(cell, seed) for seed in seeds for cell in study.cells]
+    if not out.exists() and not (ledger and ledger.exists()):  # a store would make both
+        return Plan(study, [Standing(cell, seed, None, None) for cell, seed in wanted], [])
+    store = RunStore(out, study.name, print, ledger)
+    rows = store.rows()
+    runs = []
+    for cell, seed in wanted:
+        row, kept = rows.get(cell.run_id(seed)), None
+        if row is None and store.started(cell.run_id(seed)):
+            kept = epochs_kept(store.checkpoint(cell.run_id(seed), 0, Stop()))
+        runs.append(Standing(cell, seed, row, kept))
+    stale = [row for row in rows.values() if study.outdates(row["configuration"])]
+    return Plan(study, runs, stale)
+
+
+def make_table(plan: Plan, costs: Mapping[Kind, Cost | None], device: Device) -> Table:
+    """One line for each model on one dataset: how many of its runs are how far, what is left."""
+    table = console.table(caption=ASSUMPTIONS, padding=0)  # for 80 columns
+    table.add_column("model", no_wrap=True)
+    table.add_column("dataset", overflow="fold")
+    for column in ("runs", "done", "begun", "failed", "stale", "GB", "images\n/s", "left"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for group in plan.study.groups():
+        of_group = plan._replace(
+            study=group,
+            runs=[run for run in plan.runs if run.cell in group.cells],
+            stale=[row for row in plan.stale if _is_of(group.cells[0], row)],
+        )
+        first, states = group.cells[0], [run.state for run in of_group.runs]
+        speed, left = "-", "-"
+        if of_group.missing:
+            cost = costs[kind(first)]
+            speed = f"{1 / cost.image(device):,.0f}" if cost else "too large"
+            left = duration(of_group.seconds(costs, device)) if cost else "-"
+        table.add_row(
+            first.model.label,
+            first.dataset,
+            str(len(states)),
+            *(str(states.count(state)) for state in ("done", "begun", "failed")),
+            str(len(of_group.stale)),
+            f"{size(learned(first)).memory / 1e9:.2f}",
+            speed,
+            left,
+        )
+    return table
+
+
+def _is_of(cell: Cell, row: Row) -> bool:
+    """Whether it is a row of the same model on the same dataset."""
+    wanted = (asdict(cell.model), cell.dataset)
+    return (row["configuration"]["model"], row["configuration"]["dataset"]) == wanted

@@ -1,0 +1,79 @@
+"""What a compressed file holds, for people: ``python -m reproduce inspect``."""
+
+from pathlib import Path
+
+import torch
+from rich.table import Table
+
+import pemn_ref as pemn
+from pemn_ref.file import Info, inspect
+from reproduce.report import console
+
+
+def make_tables(path: Path) -> list[Table]:
+    """What a compressed file holds, layer by layer, and its size by the three accountings.
+
+    Raises:
+        FileError: if the header is not that of a compressed file.
+        OSError: if it cannot be read.
+    """
+    info = inspect(path)
+    return [_layers(info), _totals(info, path.stat().st_size)]
+
+
+def _table(*columns: str, title: str | None, caption: str) -> Table:
+    table = console.table(title=title, caption=caption)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", overflow="fold")
+    return table
+
+
+def _layers(info: Info) -> Table:
+    ratio = f", ratio {info.strategy.ratio}" if info.strategy.name == "rp" else ""
+    table = _table(
+        "layer",
+        "shape",
+        "kept",
+        "bits",
+        title=f"{info.strategy.name}{ratio}, density {info.density}",
+        caption=f"tag: {info.tag!r}" if info.tag else "no tag",
+    )
+
+    def add(name: str, shape: torch.Size, kept: str, bits: int) -> None:
+        name = name.encode("unicode_escape").decode()  # the file's: it must not steer a terminal
+        table.add_row(name, "x".join(map(str, shape)) or "1", kept, f"{bits:,}")
+
+    for name, shape in info.shapes.items():
+        kept = pemn.kept(shape.numel(), info.density)
+        add(name, shape, f"{kept:,}", shape.numel())
+    table.add_section()
+    parts = {"prototype": info.prototype, "rest": info.rest, "buffer": info.buffers}
+    for part, tensors in parts.items():
+        for name, tensor in tensors.items():
+            add(f"{part} {name}", tensor.shape, "", 8 * tensor.nbytes)
+    return table
+
+
+def _totals(info: Info, size: int) -> Table:
+    others = [*info.rest.values(), *info.buffers.values()]
+    cost = pemn.storage(info.shapes, info.strategy, others)
+    table = _table(
+        "accounting",
+        "bits",
+        "of dense",
+        "saved %",
+        title=None,
+        caption=(
+            "paper: a bit for each weight of a layer and 32 for each value of a prototype, against"
+            " 32 for each weight; it leaves out the rest (normalisation, biases, ...) and the"
+            " buffers; whole model: with these; on disk: all of this file, so with its header too,"
+            " against the tensors of a dense file without one"
+        ),
+    )
+    for name, bits, dense in (
+        ("paper", cost.weights + 32 * cost.unique, 32 * cost.weights),
+        ("whole model", cost.bits, cost.dense_bits),
+        (f"on disk ({size:,} bytes)", 8 * size, cost.dense_bits),
+    ):
+        table.add_row(name, f"{bits:,}", f"{dense:,}", f"{100 * (1 - bits / dense):.2f}")
+    return table

@@ -1,0 +1,113 @@
+"""The page of a ledger: its tables and pictures, made anew from the rows."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from pemn_ref.file import write
+from reproduce.report.figures import PAPER_FIGURES, draw_figures, title
+from reproduce.report.tables import legend, make_table, markdown
+from reproduce.rows.ledger import read
+from reproduce.rows.row import Row
+from reproduce.rows.summary import measured
+from reproduce.study.cells import Study
+from reproduce.study.studies import REPORTED, STUDIES
+
+NAME = "README.md"
+_MADE = "<!-- Made by python -m reproduce figures: what is changed here by hand is lost. -->"
+_HOW = """\
+# What was measured
+
+Each line of `STUDY.jsonl` in this folder is a finished run: its configuration, accuracy epoch by
+epoch, sizes, times, device, versions and commit. `python -m reproduce run --ledger FOLDER` adds
+lines to that folder, `ledger merge` takes those of another machine, and `figures` makes this page
+and its pictures from them."""
+
+
+_Studies = dict[str, tuple[list[Study], list[Row]]]
+
+
+class PageError(Exception):
+    """There is a page of that name which somebody else has written."""
+
+
+def write_page(ledger: Path, out: Path, say: Callable[[str], None]) -> list[Path]:
+    """Write the page of a ledger and all its figures into the folder ``out``; the files written.
+
+    Rows that do not count are said.
+
+    Raises:
+        PageError: if ``out`` has a page that this has not made.
+        OSError: if the ledger cannot be read or ``out`` not be written.
+    """
+    path = out / NAME
+    if path.exists() and not path.read_bytes().startswith(_MADE.encode()):
+        raise PageError(f"{path} is not a page that figures has made: name another folder")
+    studies = _studies(ledger, say)
+    paths = []
+    for groups, rows in studies.values():
+        paths += draw_figures(groups, rows, out)
+    write(path, _page(ledger, studies).encode())
+    return [*paths, path]
+
+
+def make_page(ledger: Path, say: Callable[[str], None]) -> str:
+    """Its text, as Markdown. A file ``STUDY.md`` in the ledger is put before that study's tables.
+
+    Raises:
+        OSError: if the ledger cannot be read.
+    """
+    return _page(ledger, _studies(ledger, say))
+
+
+def _page(ledger: Path, studies: _Studies) -> str:
+    groups, rows = studies["paper"]
+    smaller = {name: study for name, study in studies.items() if name != "paper"}
+    everything = [*groups, *(group for more, _ in smaller.values() for group in more)]
+    cells = STUDIES["paper"].cells
+    plotted = len({value.cell for value in REPORTED})
+    parts = [
+        _MADE,
+        _HOW,
+        "In the tables:",
+        "\n".join(f"- {line}" for line in legend(everything)),
+        "## The paper",
+        f"{len(measured(cells, rows))} of {len(cells)} cells are measured: the paper plots"
+        f" {plotted}, the others are our controls.",
+        *(_picture(stem, title(values)) for stem, values in PAPER_FIGURES.items()),
+        *_notes(ledger, "paper"),
+        *(markdown(make_table(group, rows)) for group in groups),
+        "## Smaller studies",
+        "Not one is a cell of the paper." if smaller else "None is measured yet.",
+    ]
+    for study, (groups, rows) in smaller.items():
+        parts += _notes(ledger, study)
+        for group in groups:
+            parts.append(markdown(make_table(group, rows)))
+            if measured(group.cells, rows):
+                parts.append(_picture(group.stem, group.title))
+    return "\n\n".join(parts) + "\n"
+
+
+def _notes(ledger: Path, study: str) -> list[str]:
+    path = ledger / f"{study}.md"
+    return [path.read_text(encoding="utf-8").strip()] if path.exists() else []
+
+
+def _picture(stem: str, text: str) -> str:
+    return f"[![{text}]({stem}.png)]({stem}.svg)"
+
+
+def _studies(ledger: Path, say: Callable[[str], None]) -> _Studies:
+    """Of the paper all groups, of the other studies those that have rows; and the rows."""
+    studies = {}
+    for study in STUDIES.values():
+        rows = read(ledger, study.name, say)
+        known = {row["cell"] for row in rows}
+        groups = [
+            group
+            for group in study.groups()
+            if study.name == "paper" or not known.isdisjoint(cell.id for cell in group.cells)
+        ]
+        if groups:
+            studies[study.name] = groups, rows
+    return studies

@@ -1,0 +1,161 @@
+"""Tables of what was measured, for the terminal and as Markdown."""
+
+from collections.abc import Sequence
+from statistics import fmean
+from typing import NamedTuple
+
+from rich.console import Console
+
+from reproduce.report.console import duration
+from reproduce.report.console import table as new_table
+from reproduce.rows.row import Row
+from reproduce.rows.summary import Summary, images_error, interval, mean, summarise
+from reproduce.study.cells import Study
+from reproduce.study.studies import REPORTED
+
+_ACCURACY = {value.cell: value.accuracy for value in REPORTED}
+_PLOTTED = {value.cell: value.compression for value in REPORTED if value.compression is not None}
+
+_LEGEND = (
+    "last: accuracy in % of the held-out images after the last epoch, mean over n seeds: the"
+    " result; n 2/3: of three seeds one failed; n 0: not measured yet",
+    "95 %: half the width of the 95 % interval of that mean, by Student's t over the seeds; of one"
+    " seed there is none",
+    "best: mean of each seed's best epoch on the same images: not a result, only for comparison",
+    "saved: bits, of the float32 weights by the paper's accounting (a bit for each weight of a"
+    " layer, 32 for each unique value), which leaves out all that is not masked (normalisation,"
+    " biases, tokens, buffers), and of the whole model, which counts it",
+    "bytes: of the file of one network, header included; a dense or pruned one is an ordinary file,"
+    " with its zeros",
+    "control: the masks of mp at random, only what is not masked trained",
+)
+_PAPER_LEGEND = (
+    "paper's best: what the paper plots, as far as it says one run, at its best epoch on the test"
+    " set",
+    "best - paper's: in points",
+    "saved, plotted: by the paper, one value a model whatever the dataset; of a pruned network it"
+    " is the share of weights removed and leaves out the bit a weight that says which are kept,"
+    " which the columns beside it count",
+)
+
+
+class Table(NamedTuple):
+    """One line a cell, all of it text; a column's name may have a line break."""
+
+    title: str
+    columns: list[str]
+    lines: list[list[str]]
+    notes: list[str]
+
+
+def make_table(group: Study, rows: Sequence[Row]) -> Table:
+    """The cells of a group, measured or not; beside the paper's values where it has some.
+
+    Rows of other cells are not counted.
+    """
+    order = {cell: place for place, cell in enumerate(_ACCURACY)}  # the canary in its place
+    cells = sorted(group.cells, key=lambda cell: order.get(cell, len(order)))
+    summaries = summarise(cells, rows)
+    beside = any(cell in _ACCURACY for cell in group.cells)
+    lines = [_line(summary, beside) for summary in summaries]
+    names = {cell.id: cell.name for cell in group.cells}
+    mine = [row for row in rows if row["cell"] in names]
+    return Table(
+        group.title,
+        [*lines[0]],
+        [[*line.values()] for line in lines],
+        _notes(summaries, mine, names),
+    )
+
+
+def _line(summary: Summary, beside: bool) -> dict[str, str]:
+    """Column -> text; ``beside`` the paper's values or not."""
+    cell, last, best, failed, _, size, on_disk = summary
+    paper, plotted = _ACCURACY.get(cell), _PLOTTED.get(cell)
+    average = mean(best)
+    percent = ".2f" if beside else ".1f"
+
+    def measured(value: float | None, form: str) -> str:
+        return _text(value, form) if last else ""
+
+    line = {"strategy": cell.name}
+    if beside:
+        line["paper's\nbest %"] = _text(paper, ".2f")
+    line["n"] = f"{len(last)}/{len(last) + failed}" if failed else f"{len(last)}"
+    line["last\n%"] = "failed" if failed and not last else measured(mean(last), percent)
+    line["95 %\n±"] = measured(interval(last), percent)
+    line["best\n%"] = measured(average, percent)
+    if beside:
+        difference = None if paper is None or average is None else average - paper
+        line["best -\npaper's"] = measured(difference, "+.2f")
+    line["unique\nvalues"] = measured(size and size.unique, ",")
+    if beside:
+        line["saved %\nplotted"] = _text(plotted, ".2f")
+    line["saved %\npaper"] = measured(size and 100 * size.paper, ".2f")
+    line["saved %\nwhole"] = measured(size and 100 * size.whole, ".2f")
+    line["bytes\non disk"] = measured(on_disk, ",")
+    return line
+
+
+def _text(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _notes(summaries: Sequence[Summary], rows: Sequence[Row], names: dict[str, str]) -> list[str]:
+    """What a reader of these numbers must know beside them."""
+    notes = []
+    if done := [summary for summary in summaries if summary.last]:
+        errors = sorted(images_error(fmean(s.last), s.held_out) for s in done)
+        span = dict.fromkeys(f"{error:.1f}" for error in (errors[0], errors[-1]))
+        notes.append(
+            f"{done[0].held_out:,} images held out: their number alone gives an accuracy a standard"
+            f" error of {' to '.join(span)} points, which more seeds do not lessen"
+        )
+    seconds: dict[str, list[float]] = {}
+    for row in rows:
+        notes += [
+            f"{problem}: {names[row['cell']]}, seed {row['seed']}: {row[problem]}"
+            for problem in ("failed", "warning")
+            if problem in row
+        ]
+        hardware, torch = row["hardware"], row["versions"]["torch"]
+        where = f"{hardware['name']}, threads: {hardware['threads']}, torch {torch}"
+        seconds.setdefault(where, []).append(row.get("seconds", 0))
+    notes += [
+        f"runs: {len(each)}; {duration(sum(each))} of training; on {where}"
+        for where, each in seconds.items()
+    ]
+    return notes
+
+
+def legend(groups: Sequence[Study]) -> list[str]:
+    """What the columns of the tables of these groups mean."""
+    beside = any(cell in _ACCURACY for group in groups for cell in group.cells)
+    return [*_LEGEND, *(_PAPER_LEGEND if beside else ())]
+
+
+def show(console: Console, groups: Sequence[Study], rows: Sequence[Row]) -> None:
+    """Print the tables of the groups and what their columns mean, in a console 100 wide or more.
+
+    So wide are those of the paper, and a number must not be cut off.
+    """
+    console.width = max(console.width, 100)
+    for group in groups:
+        table = make_table(group, rows)
+        shown = new_table(title=table.title, caption="\n".join(table.notes), padding=0)
+        for column in table.columns:
+            left = column == "strategy"
+            shown.add_column(column, justify="left" if left else "right", no_wrap=True)
+        for line in table.lines:
+            shown.add_row(*line)
+        console.print(shown, soft_wrap=False)
+    if groups:
+        console.print("\n".join(legend(groups)), soft_wrap=False)
+
+
+def markdown(table: Table) -> str:
+    """The table under a heading, for a page."""
+    heads = [column.replace("\n", " ") for column in table.columns]
+    rules = ["---", *["---:"] * (len(heads) - 1)]
+    lines = [f"| {' | '.join(line)} |" for line in (heads, rules, *table.lines)]
+    return "\n".join([f"### {table.title}", "", *lines, *(f"\n{note}." for note in table.notes)])

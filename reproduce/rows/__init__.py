@@ -1,0 +1,4 @@
+"""What was measured: rows, the ledger that keeps them, and what they say of a cell.
+
+Imports study.
+"""

@@ -1,0 +1,244 @@
+"""Many runs at once: each is a task of Ray, which places it, and repeats it if its worker dies.
+
+Rows and networks come back to the process that asked for them, which alone writes them. A task
+writes one thing, its checkpoint, where its machine sees the folder of the runs.
+"""
+
+import logging
+import os
+import platform
+import socket
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from tempfile import NamedTemporaryFile, TemporaryDirectory
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import RayError, TaskCancelledError
+from ray.util.queue import Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from pemn_ref.file import write
+from reproduce.study.cells import Cell
+from reproduce.training.checkpoint import Checkpoint, Stopped, stopping
+from reproduce.data.batches import Images
+from reproduce.training.device import Device, gpus, open_device
+from reproduce.rows.row import Row
+from reproduce.runs.study import TAKEN, Result, Work
+from reproduce.training.run import Skipped, describe, train_run
+from reproduce.training.loop import Epoch
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The cluster that this process is connected to, and what one run takes of it."""
+
+    device: str
+    """``cpu`` or ``cuda``."""
+    cpus: float
+    gpus: float
+
+    @property
+    def here(self) -> Device | None:
+        """A device of this process like those of the runs; None where it has none."""
+        if self.device == "cuda" and not gpus():
+            return None
+        return open_device(self.device)
+
+    @property
+    def places(self) -> int:
+        """How many runs have room, at this moment."""
+        kind, share = ("GPU", self.gpus) if self.gpus else ("CPU", self.cpus)
+        there: float = ray.cluster_resources().get(kind, 0)
+        return round(there / share)
+
+    def train(self, work: Work) -> Iterator[Result]:
+        """As ``run_study`` has it on one device, but in the order in which runs end.
+
+        Raises:
+            Stopped: if asked to stop, after the tasks that run have written their checkpoints.
+        """
+        runs, images, store, stop, every, console = work
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        news = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+        stored = {dataset: ray.put(pair) for dataset, pair in images.items()}
+        # A signal to its worker ends a task at a checkpoint, too.
+        options = {"num_cpus": self.cpus, "num_gpus": self.gpus, "retry_exceptions": [Stopped]}
+        task = ray.remote(**options)(train_task)
+        waiting, asked = deque(runs), False
+        tasks: dict[Any, tuple[Cell, int, ExitStack]] = {}
+        with (
+            NamedTemporaryFile(dir=store.out / "locks", prefix="driver-") as mark,
+            _Progress(console) as progress,
+        ):
+            while tasks or (waiting and not asked):
+                # As many again as have room, not all: another process may claim the others.
+                while waiting and not asked and len(tasks) < 2 * max(1, self.places):
+                    cell, seed = waiting.popleft()
+                    run, claim = cell.run_id(seed), ExitStack()
+                    if claim.enter_context(store.claim(run)):
+                        checkpoint = store.checkpoint(run, every, stop).path.absolute()
+                        where = (self, checkpoint, Path(mark.name).absolute(), every, news)
+                        ref = task.remote(cell, seed, stored[cell.dataset], *where)
+                        tasks[ref] = cell, seed, claim
+                    else:
+                        claim.close()
+                        yield cell, seed, TAKEN
+                done = ray.wait(list(tasks), timeout=0.2)[0] if tasks else []
+                progress.show(news.get_nowait_batch(news.qsize()))
+                for ref in done:
+                    cell, seed, claim = tasks.pop(ref)
+                    progress.end(cell.run_id(seed))
+                    with claim:
+                        try:
+                            row, network = ray.get(ref)
+                        except RayError as error:
+                            why = getattr(error, "cause", error)
+                            if asked and isinstance(why, Stopped | TaskCancelledError):
+                                waiting.append((cell, seed))
+                            else:
+                                text = " ".join(str(why).split())
+                                yield cell, seed, Skipped(f"{type(why).__name__}: {text}")
+                        else:
+                            if network:
+                                file = store.file(cell.run_id(seed))
+                                file.parent.mkdir(exist_ok=True)
+                                write(file, network)
+                            yield cell, seed, row
+                if stop.asked and not asked:
+                    asked = True
+                    console.print("stops as soon as all have written their checkpoints")
+                    for ref in tasks:
+                        ray.cancel(ref)  # in its worker as Ctrl-C is here
+        if waiting:
+            assert stop.code is not None
+            raise Stopped(stop.code)
+
+
+def train_task(
+    cell: Cell,
+    seed: int,
+    images: tuple[Images, Images],
+    cluster: Cluster,
+    checkpoint: Path,
+    mark: Path,
+    every: float,
+    news: Queue,
+) -> tuple[Row | Skipped, bytes]:
+    """What a worker runs: ``train_run`` on one thread; row, and network as the bytes of its file.
+
+    Where ``mark``, a file of the driver, is seen, so is the ``checkpoint``.
+
+    Raises:
+        Stopped, CheckpointError, OSError: as ``train_run``.
+    """
+    torch.set_num_threads(1)
+    device = open_device(cluster.device)
+    if device.workers:
+        device = replace(device, workers=max(1, min(device.workers, int(cluster.cpus))))
+    run, what = cell.run_id(seed), describe(cell, seed)
+
+    def tell(history: list[Epoch]) -> None:
+        epochs, last = cell.recipe.epochs, history[-1]
+        left = timedelta(seconds=round((epochs - len(history)) * last.seconds))
+        rate = f"{len(images[0]) / last.seconds:,.0f} images/s"
+        epoch = f"epoch {len(history)} of {epochs}"
+        news.put((run, (what, epoch, f"{100 * last.accuracy:.1f} %", rate, f"{left} left")))
+
+    with stopping() as stop, TemporaryDirectory() as own:
+        begins = "goes on" if checkpoint.exists() else "starts"
+        if not mark.exists():
+            checkpoint = Path(own) / checkpoint.name
+            begins = "starts from the beginning, the folder of the runs is not seen there"
+        news.put((run, (what, f"{begins}: {platform.node()}, process {os.getpid()}")))
+        file = Path(own) / "network"
+        row = train_run(
+            cell, seed, images, device, Checkpoint(checkpoint, every, stop), file, tell
+        )
+        return row, file.read_bytes() if file.exists() else b""
+
+
+class _Progress:
+    """What the runs that are under way told last: a live table, or lines without a terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = Live(console=console, transient=True)
+        self._last: dict[str, Sequence[str]] = {}
+
+    def __enter__(self) -> "_Progress":
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def show(self, news: Iterable[tuple[str, Sequence[str]]]) -> None:
+        """Each of a run: what it is and where it starts, or how far it is."""
+        for run, told in news:
+            self._last[run] = told
+            if len(told) == 2 or not self._console.is_terminal:
+                self._console.print("  ".join(told))
+        table = Table.grid(padding=(0, 2))
+        for told in self._last.values():
+            table.add_row(*told)
+        self._live.update(table)
+
+    def end(self, run: str) -> None:
+        """It is no longer under way."""
+        self._last.pop(run, None)
+
+
+def open_cluster(address: str | None, device: str | None, cells_per_gpu: int | None) -> Cluster:
+    """Connect to the cluster at HOST:PORT, with ``auto`` to one that runs here, or start one here.
+
+    Its runs train on ``device``, ``cpu`` or ``cuda``; by default on GPUs where it has any.
+
+    Raises:
+        ValueError: if there is no such cluster, or nothing in it to train on.
+    """
+    if device not in (None, "cpu", "cuda"):
+        raise ValueError(f"the device is cpu or cuda, and Ray picks which, got {device!r}")
+    if device == "cpu" and cells_per_gpu:
+        raise ValueError(f"{cells_per_gpu} cells per GPU, but --device cpu")
+    try:
+        if address and address != "auto":
+            host, _, port = address.rpartition(":")
+            if not (host and port.isdecimal()):
+                raise ValueError(f"an address is HOST:PORT, or auto, got {address!r}")
+            # Ray itself would try for many minutes, deaf to Ctrl-C.
+            socket.create_connection((host, int(port)), timeout=10).close()
+        ray.init(
+            address or "local",
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except (OSError, OverflowError, RayError, RuntimeError) as error:
+        raise ValueError(f"no Ray cluster at {address or 'this machine'}: {error}") from error
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    with_gpu = [node for node in nodes if node.get("GPU")]
+    if device == "cpu" or not (device or cells_per_gpu or with_gpu):
+        cluster = Cluster("cpu", cpus=1, gpus=0)
+    else:
+        # What the cells of a GPU leave idle is for the workers that make their batches.
+        each = cells_per_gpu or 1
+        cpus = min((node.get("CPU", 0) / node["GPU"] for node in with_gpu), default=1)
+        cluster = Cluster("cuda", cpus / each, 1 / each)
+    if not cluster.places:
+        there = ray.cluster_resources()
+        ray.shutdown()
+        raise ValueError(
+            f"a cell takes {cluster.cpus:.3g} CPUs and {cluster.gpus:.3g} GPUs, but the cluster has"
+            f" {there.get('CPU', 0):g} and {there.get('GPU', 0):g}"
+        )
+    return cluster

@@ -1,0 +1,91 @@
+"""The folder of a study's runs: what is done, what is under way, and by which process.
+
+OUT/STUDY.jsonl            rows, or in the folder of a ledger
+OUT/files/RUN.safetensors  networks
+OUT/checkpoints/RUN.pt     where a run goes on that has no row yet
+OUT/locks/RUN.lock         held while a process trains the run, and no longer than it lives
+locks/STUDY.lock           beside the rows, held while they are read or written
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from reproduce.training.checkpoint import Checkpoint, Stop
+from reproduce.training.files import run_file
+from reproduce.rows.row import Row, append_row, lock, read_rows
+
+
+class RunStore:
+    """Rows, files, checkpoints and locks. Any number of processes may use one folder.
+
+    Raises:
+        OSError: if the folder cannot be written.
+    """
+
+    def __init__(
+        self, out: Path, study: str, say: Callable[[str], None], ledger: Path | None = None
+    ) -> None:
+        self.out, self._say = out, say
+        self.path = (ledger or out) / f"{study}.jsonl"
+        for folder in (self.path.parent, out / "locks", out / "checkpoints"):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._lock = lock(self.path)  # beside the rows: another folder may share their ledger
+
+    def rows(self) -> dict[str, Row]:
+        """The rows by run.
+
+        Raises:
+            DamagedRowsError, OSError: as ``read_rows``.
+        """
+        with self._lock:  # a line that another process writes at the moment is not torn
+            rows = {row["run"]: row for row in read_rows(self.path, self._say)}
+        for run in rows:  # of a process that was killed before it dropped its checkpoint
+            self._checkpoint(run).unlink(missing_ok=True)
+        return rows
+
+    def finish(self, row: Row) -> None:
+        """Keep the row, unless one came from another folder of the ledger; drop the checkpoint.
+
+        Raises:
+            ValueError, DamagedRowsError, OSError: as ``append_row`` and ``read_rows``.
+        """
+        with self._lock:
+            # First, since a line that is added to a torn one is torn with it.
+            if row["run"] not in self.rows():
+                append_row(self.path, row)
+        self._checkpoint(row["run"]).unlink(missing_ok=True)
+
+    @contextmanager
+    def claim(self, run: str) -> Iterator[bool]:
+        """Whether the run is ours to train: it has no row and no other process trains it."""
+        try:
+            with FileLock(self.out / "locks" / f"{run}.lock", timeout=0):
+                self._sweep(run)
+                yield run not in self.rows()
+                self._sweep(run)
+        except Timeout:
+            yield False
+
+    def _sweep(self, run: str) -> None:
+        """Remove what a process left that was killed as it wrote."""
+        for folder in (self._checkpoint(run).parent, self.file(run).parent):
+            for part in folder.glob(f"{run}.*.part"):
+                part.unlink()
+
+    def checkpoint(self, run: str, every: float, stop: Stop) -> Checkpoint:
+        """For a run that is claimed."""
+        return Checkpoint(self._checkpoint(run), every, stop)
+
+    def started(self, run: str) -> bool:
+        """Whether there is a checkpoint."""
+        return self._checkpoint(run).exists()
+
+    def file(self, run: str) -> Path:
+        """Where the network of a run lies."""
+        return run_file(self.out, run)
+
+    def _checkpoint(self, run: str) -> Path:
+        return self.out / "checkpoints" / f"{run}.pt"

@@ -1,0 +1,456 @@
+"""Each point of the check can fail: for each something is broken, and it says so."""
+
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import pemn_ref as pemn
+from reproduce.data.batches import Batch
+from reproduce.data.datasets import load
+from reproduce.data.root import MissingDataError
+from reproduce.preflight import check as points
+from reproduce.preflight import cost, trials
+from reproduce.preflight.cost import Cost, learned, size
+from reproduce.preflight.plan import read_plan
+from reproduce.preflight.trials import TrialError, compare_numbers, stop_and_resume, train_briefly
+from reproduce.rows.row import append_row
+from reproduce.runs.store import RunStore
+from reproduce.study.cells import Cell, ConvMixer
+from reproduce.study.recipes import CONVMIXER
+from reproduce.study.studies import STUDIES
+from reproduce.tests.conftest import Command
+from reproduce.tests.invented import failed_row_of, write_rows
+from reproduce.training.checkpoint import Stop
+from reproduce.training.device import Device, open_device
+from reproduce.training.loop import Epoch
+
+CPU = open_device("cpu")
+DIGITS = STUDIES["digits"].chosen()
+TINY = Cell(
+    "cifar10",
+    ConvMixer(depth=1, width=8, patch=4, kernel=3),
+    *("rp", 0.1, 0.5),
+    CONVMIXER.changed(batch=8, augmentation="crop-flip"),
+)
+
+
+class Fast(Device):
+    """Trains cells of the paper, it says."""
+
+    @property
+    def slow(self) -> bool:
+        return False
+
+
+class Rounding(Device):
+    """Rounds to the ten bits of TensorFloat-32."""
+
+    def put(self, batch: Batch) -> Batch:
+        x, y = super().put(batch)
+        return (x.view(torch.int32) & ~0x1FFF).view(torch.float32), y
+
+
+class Wrong(Device):
+    def put(self, batch: Batch) -> Batch:
+        x, y = super().put(batch)
+        return x.flip(3), y
+
+
+class Undefined(Device):
+    def put(self, batch: Batch) -> Batch:
+        x, y = super().put(batch)
+        return x * torch.nan, y
+
+
+class NotRepeating(Device):
+    @property
+    def repeats(self) -> bool:
+        return False
+
+
+class Full(Device):
+    def free_memory(self) -> int:
+        return 1000
+
+
+class Counting(Fast):
+    """Counts memory, and has just enough of it."""
+
+    def free_memory(self) -> int:
+        return 70_000 + size(learned(TINY)).held_out
+
+    def peak_memory(self, run: Callable[[], object]) -> int | None:
+        run()
+        return 70_000
+
+
+class Overfull(Counting):
+    def peak_memory(self, run: Callable[[], object]) -> int | None:
+        return 70_001
+
+
+class TooSmall(Counting):
+    def peak_memory(self, run: Callable[[], object]) -> int | None:
+        raise torch.OutOfMemoryError
+
+
+def like(kind: type[Device]) -> Device:
+    return kind(**vars(CPU))
+
+
+def test_cpu_computes_what_float64_does() -> None:
+    said = compare_numbers(DIGITS.cells, CPU)
+    for family in ("convmixer", "resnet", "vit"):
+        assert f"{family} float32" in said
+        assert f"{family} bfloat16" in said
+
+
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [
+        (Rounding, r"convmixer float32 \de-04"),
+        (Wrong, "convmixer float32"),
+        (Undefined, "convmixer float32 nan nan"),
+    ],
+)
+def test_other_numbers_are_not_trusted(kind: type[Device], named: str) -> None:
+    with pytest.raises(TrialError, match=rf"{named}.*do not trust it"):
+        compare_numbers(DIGITS.cells, like(kind))
+
+
+def test_score_gradients_are_compared_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    results = trials._results
+
+    def half(network: Any, x: Tensor, y: Tensor) -> list[Tensor]:
+        logits, *gradients = results(network, x, y)
+        return [logits, *(g if g.dtype == torch.float64 else g / 2 for g in gradients)]
+
+    monkeypatch.setattr(trials, "_results", half)
+    with pytest.raises(TrialError, match=r"float32 \de-0\d 5e-01"):
+        compare_numbers(DIGITS.cells, CPU)
+
+
+@pytest.mark.parametrize("numel", [100, 128 * 128])  # of the small cells, of the full size alone
+def test_a_mask_of_other_bits_is_not_trusted(monkeypatch: pytest.MonkeyPatch, numel: int) -> None:
+    score_mask = pemn.score_mask
+
+    def one_wrong(scores: Tensor, *, density: float) -> Tensor:
+        mask = score_mask(scores, density=density)
+        if scores.dtype == torch.float32 and scores.numel() >= numel:
+            mask.view(-1)[0] = 1 - mask.view(-1)[0]
+        return mask
+
+    monkeypatch.setattr(pemn, "score_mask", one_wrong)
+    full_size = replace(TINY, model=replace(TINY.model, width=128))
+    with pytest.raises(TrialError, match=r"the mask of \S+ of \S+ is not the CPU's"):
+        compare_numbers([full_size], CPU)
+
+
+def test_loss_falls_in_every_family(tmp_path: Path) -> None:
+    said = train_briefly(DIGITS.cells, {}, CPU, tmp_path)
+    assert [part.split()[0] for part in said.split(": ")[1].split(", ")] == [
+        *("convmixer-d2-w32", "resnet8", "vit-d2-w32")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("learning_rate", "named"),
+    [(0.0, "the loss does not fall, convmixer"), (float("inf"), "the loss is nan in epoch 1")],
+)
+def test_a_loss_that_does_not_fall_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, learning_rate: float, named: str
+) -> None:
+    recipe = DIGITS.cells[3].recipe.changed(learning_rate=learning_rate)
+    monkeypatch.setattr(trials, "SMALL", [replace(DIGITS.cells[3], recipe=recipe)])
+    with pytest.raises(TrialError, match=named):
+        train_briefly(DIGITS.cells, {}, CPU, tmp_path)
+
+
+def test_memory_that_is_too_small_to_train_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trials, "train_run", lambda *_: None)
+    with pytest.raises(TrialError, match="memory is too small for convmixer"):
+        train_briefly(DIGITS.cells, {}, CPU, tmp_path)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_fast_device_trains_the_cells_themselves_on_their_data_if_that_is_there(
+    tmp_path: Path, there: bool
+) -> None:
+    some = [(Image.new("RGB", (32, 32), (25 * (n % 10),) * 3), n % 10) for n in range(100)]
+    images = {"cifar10": (some, some)} if there else {}
+    said = train_briefly([TINY], images, like(Fast), tmp_path)
+    assert f"convmixer-d1-w8 on {'cifar10' if there else 'digits'} " in said
+
+
+def test_a_run_that_is_stopped_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    said = stop_and_resume(CPU, tmp_path)
+    assert "gone on to 10, to the same bits" in said
+
+
+def test_a_run_that_is_slow_to_begin_is_stopped_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    popen = subprocess.Popen
+    slow = """
+import runpy, time
+import reproduce.training.run
+make = reproduce.training.run.make_network
+reproduce.training.run.make_network = lambda *how: (time.sleep(3), make(*how))[1]
+runpy.run_module("reproduce", run_name="__main__", alter_sys=True)
+"""
+    starts: list[Sequence[str]] = []
+
+    def start(command: Sequence[str], **how: Any) -> "subprocess.Popen[str]":
+        starts.append(command)
+        python, _, _, *arguments = command
+        first_that_is_stopped = len(starts) == 2
+        return popen([python, "-c", slow, *arguments] if first_that_is_stopped else command, **how)
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    said = stop_and_resume(CPU, tmp_path)
+    assert "stopped after 0 epochs" not in said
+    assert "gone on to 10, to the same bits" in said
+    assert len(starts) > 3  # whole, stopped too early, stopped, gone on
+
+
+def test_a_run_that_is_quicker_to_begin_than_the_first_is_stopped_sooner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    popen = subprocess.Popen
+    cold = """
+import runpy, time
+import reproduce.training.loop as t
+loss, steps = t.cross_entropy, iter([4])
+t.cross_entropy = lambda *how: (time.sleep(next(steps, 0)), loss(*how))[1]
+runpy.run_module("reproduce", run_name="__main__", alter_sys=True)
+"""
+    starts: list[Sequence[str]] = []
+
+    def start(command: Sequence[str], **how: Any) -> "subprocess.Popen[str]":
+        starts.append(command)
+        python, _, _, *arguments = command
+        return popen([python, "-c", cold, *arguments] if len(starts) == 1 else command, **how)
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    assert "gone on to 10, to the same bits" in stop_and_resume(CPU, tmp_path)
+    assert len(starts) > 3  # whole, done before it was stopped, stopped, gone on
+
+
+def test_a_run_that_cannot_be_stopped_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    popen = subprocess.Popen
+    deaf = """
+import runpy
+from reproduce.training.checkpoint import Stop
+Stop.asked = False
+runpy.run_module("reproduce", run_name="__main__", alter_sys=True)
+"""
+
+    def start(command: Sequence[str], **how: Any) -> "subprocess.Popen[str]":
+        python, _, _, *arguments = command
+        return popen([python, "-c", deaf, *arguments], **how)
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    monkeypatch.setattr(trials, "_TRIES", 2)
+    with pytest.raises(TrialError, match="SIGTERM does not stop it: do not stop runs there"):
+        stop_and_resume(CPU, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "network", "named"),
+    [
+        ({}, b"bits", None),
+        ({"seconds": 9.0, "images_per_second": 9.0}, b"bits", None),
+        ({"accuracy_last": 0.6}, b"bits", "row or network"),
+        ({}, b"other", "row or network"),
+        ({"history": [Epoch(2.0, 0.3, 1.1)._asdict()]}, b"bits", "did not go on"),
+        ({"history": [Epoch(2.0, 0.4, 1.0)._asdict()]}, b"bits", "did not go on"),
+    ],
+)
+def test_a_run_that_does_not_go_on_as_it_was_is_said(
+    tmp_path: Path, changed: dict[str, Any], network: bytes, named: str | None
+) -> None:
+    kept = [Epoch(2.0, 0.3, seconds=1.0)]
+    row = {"run": "r", "seconds": 1.0, "images_per_second": 5.0, "accuracy_last": 0.5}
+    row["history"] = [epoch._asdict() for epoch in kept]
+    whole, parts = (RunStore(tmp_path / name, "digits", print) for name in ("whole", "parts"))
+    for store, what, content in ((whole, row, b"bits"), (parts, row | changed, network)):
+        append_row(store.path, what)
+        store.file("r").parent.mkdir()
+        store.file("r").write_bytes(content)
+    if named is None:
+        trials.compare_runs(parts, whole, "r", kept, CPU)
+    else:
+        with pytest.raises(TrialError, match=named):
+            trials.compare_runs(parts, whole, "r", kept, CPU)
+    if named != "did not go on":
+        trials.compare_runs(parts, whole, "r", kept, like(NotRepeating))
+
+
+@pytest.mark.parametrize("kind", [Device, Counting])
+def test_the_largest_cell_fits(kind: type[Device]) -> None:
+    larger = replace(TINY, model=replace(TINY.model, width=16))
+    said = points._try_largest([TINY, larger, TINY], like(kind), 1)
+    assert said.startswith("convmixer-d1-w16 on cifar10 needs 0.")
+
+
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [
+        (Full, "convmixer-d1-w8 on cifar10 needs .* are free: choose others"),
+        (Overfull, "convmixer-d1-w8 on cifar10 needs .* are free: choose others"),
+        (TooSmall, "convmixer-d1-w8 on cifar10 does not fit in .*: choose others"),
+    ],
+)
+def test_memory_that_does_not_suffice_is_said(kind: type[Device], named: str) -> None:
+    with pytest.raises(TrialError, match=named):
+        points._try_largest([TINY], like(kind), 1)
+
+
+def test_memory_must_suffice_for_all_that_train_together() -> None:
+    with pytest.raises(TrialError, match=r"needs 0.12 GB, each of 2, 0.12 GB are free: choose"):
+        points._try_largest([TINY], like(Counting), 2)
+
+
+def test_disk_must_hold_every_file_and_two_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = read_plan(DIGITS, [0, 1], tmp_path)
+    each = size(learned(DIGITS.cells[0]))
+    needed = 18 * each.file + 2 * (each.state + each.optimizer)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed))
+    assert "needed" in points._count_disk(plan, tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed - 1))
+    with pytest.raises(TrialError, match="make room, or name another folder with --out"):
+        points._count_disk(plan, tmp_path)
+
+
+def test_data_that_is_missing_is_a_warning_unless_all_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def only_digits(name: str, root: Path | None) -> object:
+        if name == "digits":
+            return load(name)
+        raise MissingDataError(f"{name} is damaged")
+
+    monkeypatch.setattr(points, "load", only_digits)
+    said: list[str] = []
+    images: dict[str, Any] = {}
+    cells = [TINY, DIGITS.cells[0]]
+    assert points._load_data(cells, None, images, said.append) == "digits"
+    assert list(images) == ["digits"]
+    assert said == ["warning  data: all runs on cifar10 will be skipped: cifar10 is damaged"]
+    with pytest.raises(TrialError, match="there is none"):
+        points._load_data([TINY], None, {}, said.append)
+
+
+def test_every_point_is_a_line_and_one_that_fails_stops_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(points, "stop_and_resume", lambda *_: "so it does")
+    monkeypatch.setattr(points, "train_briefly", lambda *_: "so it does")
+    plan = read_plan(DIGITS, [0], tmp_path)
+    lines: list[str] = []
+    assert points.check(plan, CPU, None, tmp_path, lines.append)
+    names = ["data", "disk", "numbers", "training", "resuming", "memory", "time"]
+    assert [line.split(":")[0].split() for line in lines] == [["ok", name] for name in names]
+    assert "9 runs to train, about" in lines[-1]
+    assert "convmixer-d2-w32 on digits" in lines[-1]
+
+    def fail(*_: object) -> str:
+        raise RuntimeError("CUDA error:\n no kernel")
+
+    def stumble(*_: object) -> str:
+        raise AssertionError
+
+    monkeypatch.setattr(points, "compare_numbers", fail)
+    monkeypatch.setattr(points, "train_briefly", stumble)
+    lines.clear()
+    assert not points.check(plan, CPU, None, tmp_path, lines.append)
+    assert lines[2] == "FAILED   numbers: CUDA error: no kernel"
+    assert lines[3] == "FAILED   training: AssertionError()"
+    assert [line.split()[0] for line in lines] == ["ok", "ok", "FAILED", "FAILED", *["ok"] * 3]
+    assert not list(tmp_path.glob("check-*"))
+
+
+@pytest.mark.parametrize(("good", "code"), [(True, 0), (False, 1)])
+def test_exit_code_of_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command, good: bool, code: int
+) -> None:
+    monkeypatch.setattr(points, "check", lambda *_: good)
+    assert command("check", "--device", "cpu", "--out", tmp_path) == (code, "", "")
+
+
+PAPER = ("run", "--all", "--model", "resnet32", "--strategy", "mp", "--device", "cpu", "--out")
+
+
+def test_cells_of_the_paper_are_not_trained_on_a_cpu_without_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    monkeypatch.setattr(cost, "_measure", lambda *_: Cost(step=0.01, augmentation=0))
+    out = tmp_path / "runs"
+    code, output, errors = command(*PAPER, out)
+    assert code == 2
+    assert output.startswith("2 runs to train, about 2.5 d on cpu")  # 2 * 200 * 533 s
+    assert "--on-cpu" in errors
+    assert "--study cifar10-small" in errors
+    assert errors.count("\n") == 1
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(("good", "code"), [(True, 3), (False, 2)])
+def test_cells_of_the_paper_are_trained_after_a_check_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command, good: bool, code: int
+) -> None:
+    def none(name: str, _: Path | None) -> None:
+        raise MissingDataError(f"no {name}")
+
+    monkeypatch.setattr(points, "check", lambda *_: good)
+    monkeypatch.setattr("reproduce.runs.study.load", none)
+    result, output, errors = command(*PAPER, tmp_path, "--on-cpu")
+    assert result == code
+    assert ("2 runs to train" in output) == good
+    assert ("nothing is trained" in errors) == (not good)
+
+
+def test_the_check_is_part_of_the_time_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    limits: list[float] = []
+
+    def stopping(minutes: float) -> AbstractContextManager[Stop]:
+        limits.append(minutes)
+        return nullcontext(Stop())
+
+    def check(*_: object) -> bool:
+        time.sleep(0.6)
+        return True
+
+    def none(name: str, _: Path | None) -> None:
+        raise MissingDataError(f"no {name}")
+
+    monkeypatch.setattr(points, "check", check)
+    monkeypatch.setattr("reproduce.runs.study.load", none)
+    monkeypatch.setattr("reproduce.training.checkpoint.stopping", stopping)
+    command(*PAPER, tmp_path, "--on-cpu", "--max-minutes", "5")
+    assert 0 < limits[0] <= 4.99
+
+
+def test_nothing_is_checked_where_nothing_is_left(tmp_path: Path, command: Command) -> None:
+    cells = STUDIES["paper"].chosen(models=["resnet32"], strategies=["mp"]).cells
+    write_rows(tmp_path / "paper.jsonl", [failed_row_of(cell) for cell in cells])
+    code, output, _ = command(*PAPER, tmp_path)
+    assert code == 3
+    assert "0 runs to train; 2 of 2" in output

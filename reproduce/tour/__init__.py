@@ -1,0 +1,4 @@
+"""The algorithm explained: a walk-through and a drawing.
+
+Imports data, models.
+"""

@@ -1,0 +1,435 @@
+# %% [markdown]
+# # Parameter-efficient masking networks in half an hour
+#
+# From a handful of random numbers to a trained network in a file, on real images of handwritten
+# digits. You know PyTorch; nothing else is assumed. All of it runs in under two minutes on one CPU
+# core (`pip install ".[reproduce]"` first): all at once with
+# `python -m reproduce.tour.walkthrough`, cell by cell in an editor that knows the percent format
+# (VS Code, PyCharm, Spyder), or as a notebook (`pip install ".[notebook]"`, then
+# `jupytext --to ipynb reproduce/tour/walkthrough.py`). Every picture is left in `runs/walkthrough`,
+# too. The answers to the exercises are tests, in `reproduce/tests/tour/test_walkthrough.py`.
+#
+# (Percent format and not marimo: it needs no package to run, reads as plain Python on GitHub, and a
+# text that goes from top to bottom has no use for cells that find their own order.)
+
+# %%
+from collections.abc import Callable, Iterable
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from matplotlib import pyplot as plt
+from matplotlib.colors import ListedColormap
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, pad
+
+import pemn_ref as pemn
+from pemn_ref.file import inspect, load, save
+from reproduce.data import digits
+from reproduce.models.convmixer import ConvMixer
+
+torch.set_num_threads(1)
+torch.set_flush_denormal(True)  # tiny gradients would make the training several times as slow
+OUT = Path("runs/walkthrough")
+OUT.mkdir(parents=True, exist_ok=True)
+
+# %% [markdown]
+# ## 1. An ordinary network
+#
+# 1,297 images to train on, 500 held out, and a small ConvMixer: convolutions, batch-norm, a linear
+# classifier. It is a plain `nn.Module` that knows nothing of masks, and it stays as it is.
+#
+# `maskable_shapes` names what will be masked: every convolution and linear weight. All else is the
+# *rest*, trained as usual.
+
+# %%
+data = digits.load()
+torch.manual_seed(0)  # for the ordinary network of part 7 alone
+model = ConvMixer(depth=2, width=32, patch=2, kernel=5, channels=1, classes=10)
+shapes = pemn.maskable_shapes(model)
+for name, shape in shapes.items():
+    print(f"{name:32} {tuple(shape)!s:16} {shape.numel():5,} weights")
+
+figure, rows = plt.subplots(1, 10, figsize=(7, 1.3), layout="constrained")
+for axes, image, label in zip(rows, data.train_images, data.train_labels, strict=False):
+    axes.imshow(image[0].numpy(), cmap="Greys")
+    axes.set_title(f"{label}")
+    axes.set_axis_off()
+figure.suptitle("The first ten images (8x8 pixels) and their labels")
+figure.savefig(OUT / "1-digits.png", dpi=150)
+
+# %% [markdown]
+# **Exercise 1.** Which parameters of `model` are not in `shapes`, and how many numbers are they?
+
+# %% [markdown]
+# ## 2. The prototype
+#
+# Usually each of these 4,096 weights is a separate, learned float. Here none is learned. A short
+# vector of random values, the *prototype*, is drawn once, and all weights are taken from it. The
+# *strategy* says how long it is: `rp(0.01)` takes a hundredth of the largest layer's 1,024 weights,
+# rounded down, plus one: 11 values.
+
+# %%
+strategy = pemn.rp(0.01)
+prototype = pemn.make_prototype(shapes, strategy, seed=0)
+(values,) = prototype.values()
+print(values)
+
+limit = float(values.abs().max())
+figure, axes = plt.subplots(figsize=(7, 2.6), layout="constrained")
+colours = plt.get_cmap("PuOr")((values.numpy() / limit + 1) / 2)  # as in all that follows
+axes.bar(range(len(values)), values.numpy(), color=colours, edgecolor="#555555")
+axes.axhline(0, color="#555555", linewidth=1)
+axes.set_xticks(range(len(values)))
+axes.set_xlabel("place in the prototype")
+axes.set_ylabel("value")
+axes.set_title(f"The prototype: all {len(values)} weight values of the network")
+figure.savefig(OUT / "2-prototype.png", dpi=150)
+
+# %% [markdown]
+# **Exercise 2.** How long are the prototypes of `rp(0.05)` and of `rp(0.0001)`? With
+# the same seed, what do they share with this one?
+
+# %% [markdown]
+# ## 3. Filling the layers
+#
+# Every layer is filled from the beginning of the prototype, over and over: its weight number i, in
+# row-major order, is `values[i % 11]`. These weights are random, repeat themselves, and stay so.
+
+# %%
+weights = pemn.fill_weights(prototype, shapes, strategy)
+
+names = [*shapes][:3]
+widths = [shapes[name][1:].numel() for name in names]
+figure, row = plt.subplots(
+    1, 3, figsize=(7, 3.4), width_ratios=widths, sharey=True, layout="constrained"
+)
+for axes, name, width in zip(row, names, widths, strict=True):
+    picture = axes.imshow(weights[name].flatten(1).numpy(), cmap="PuOr", vmin=-limit, vmax=limit)
+    axes.set_xticks(range(0, width, 10))
+    axes.set_title(name.removesuffix(".conv.weight").replace("blocks.0.", ""), fontsize="medium")
+row[0].set_ylabel("output channel")
+figure.supxlabel("weight of the channel (inputs x kernel)", fontsize="medium")
+figure.suptitle("Three layers, filled from the same 11 values")
+figure.colorbar(picture, ax=row, label="weight")
+figure.savefig(OUT / "3-filled.png", dpi=150)
+
+# %% [markdown]
+# **Exercise 3.** From which place of the prototype is
+# `weights["blocks.0.depthwise.conv.weight"][3, 0, 1, 2]`? The weight has the shape (32, 1, 5, 5).
+
+# %% [markdown]
+# ## 4. Scores and masks
+#
+# What is learned is which weights to use. Every weight has a *score*, a float that exists only
+# during training. Of each layer the half (the *density*, 0.5) with the largest |score| is kept,
+# and all other weights are zero: the mask is 1 or 0.
+#
+# This cut has no useful gradient, so the backward pass treats the mask as if it were |score|
+# (*straight-through*). A score then gets a gradient whether or not its weight is kept, so a dropped
+# weight can come back:
+
+# %%
+toy_weights = torch.tensor([1.0, 2.0, 3.0, 4.0])
+toy_scores = torch.tensor([3.0, -4.0, 0.5, -1.0], requires_grad=True)
+toy_mask = pemn.score_mask(toy_scores, density=0.5)
+(toy_mask * toy_weights).sum().backward()
+print("mask    ", toy_mask.tolist())
+print("gradient", toy_scores.grad)  # weight x sign(score)
+
+# %% [markdown]
+# The scores of a whole network, and the mask that they make of one layer. Before training both are
+# noise.
+
+# %%
+layer = "blocks.1.depthwise.conv.weight"
+scores = pemn.init_scores(shapes, seed=0)
+mask_before = pemn.score_mask(scores[layer], density=0.5)
+
+bound = float(scores[layer].abs().max())
+figure, (left, right) = plt.subplots(1, 2, figsize=(7, 4.2), layout="constrained")
+picture = left.imshow(scores[layer].flatten(1).numpy(), cmap="PuOr", vmin=-bound, vmax=bound)
+figure.colorbar(picture, ax=left, label="score")
+left.set_title("scores")
+right.imshow(mask_before.flatten(1).numpy(), cmap="Greys", vmax=1.25)
+right.set_title(f"mask: {int(mask_before.sum())} of {mask_before.numel()} kept (dark)")
+for axes in (left, right):
+    axes.set_xlabel("weight of the filter (5x5)")
+    axes.set_ylabel("output channel")
+figure.suptitle(f"{layer}, before training")
+figure.savefig(OUT / "4-scores-and-mask.png", dpi=150)
+
+# %% [markdown]
+# **Exercise 4.** Take a step of gradient descent on `toy_scores` by hand, with learning rate 2.
+# Which two weights are kept then?
+
+# %% [markdown]
+# ## 5. Training
+#
+# `init` does steps 2 to 4 in one call and copies the model's rest and buffers. `masked_forward`
+# runs the model with its weights masked. All else is a usual loop: the optimizer gets the scores
+# and the rest, and no weight. (The loop asks for a `forward` and not for a state because part 7
+# trains an ordinary network with it, too.)
+
+# %%
+EPOCHS, BATCH = 16, 64
+Forward = Callable[[Tensor], Tensor]
+
+
+def train(module: nn.Module, forward: Forward, trained: Iterable[Tensor]) -> list[float]:
+    """Train in place; the mean loss of each epoch. ``module`` is only switched to training."""
+    module.train()
+    steps = EPOCHS * -(-len(data.train_images) // BATCH)
+    optimizer = torch.optim.AdamW(trained, weight_decay=0.005)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.05, total_steps=steps)
+    shuffle = torch.Generator().manual_seed(0)
+    history = []
+    for _ in range(EPOCHS):
+        losses = []
+        for batch in torch.randperm(len(data.train_images), generator=shuffle).split(BATCH):
+            loss = cross_entropy(forward(data.train_images[batch]), data.train_labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.item())
+        history.append(sum(losses) / len(losses))
+    return history
+
+
+@torch.no_grad()
+def accuracy(module: nn.Module, forward: Forward) -> float:
+    """Percent of the 500 held-out images."""
+    module.eval()
+    hits = forward(data.test_images).argmax(dim=1) == data.test_labels
+    return 100 * hits.double().mean().item()
+
+
+def masked(state: pemn.State) -> Forward:
+    """The masked network as a function of images."""
+    return lambda images: pemn.masked_forward(model, *state, images, density=0.5)
+
+
+state = pemn.init(model, strategy, seed=0)
+untrained = accuracy(model, masked(state))
+history = train(model, masked(state), [*state.scores.values(), *state.rest.values()])
+learned = accuracy(model, masked(state))
+print(f"held-out images recognised: {untrained:.1f} % before, {learned:.1f} % after training")
+
+figure, (left, right) = plt.subplots(1, 2, figsize=(7, 3), layout="constrained")
+left.plot(range(1, EPOCHS + 1), history, "o-", color="#0072B2")
+left.set_ylim(bottom=0)
+left.set_xlabel("epoch")
+left.set_ylabel("mean training loss (nats)")
+left.set_title("the loss")
+after = state.scores[layer].detach().flatten()
+edges = torch.linspace(-float(after.abs().max()), float(after.abs().max()), 41).tolist()
+right.hist(after.numpy(), edges, color="#E69F00", label="after training")
+right.hist(scores[layer].flatten().numpy(), edges, histtype="step", color="#0072B2", label="before")
+smallest_kept = float(after.abs().sort(descending=True).values[pemn.kept(len(after), 0.5) - 1])
+for line in (-smallest_kept, smallest_kept):
+    right.axvline(line, color="#000000", linestyle="--", linewidth=1)
+right.plot([], [], "--", color="#000000", linewidth=1, label="kept after it: outside")
+right.set_xlabel("score")
+right.set_ylabel("number of weights")
+right.set_title("scores of " + layer.removesuffix(".conv.weight"))
+figure.legend(loc="outside lower right", ncols=3, fontsize="small", frameon=False)
+figure.savefig(OUT / "5-training.png", dpi=150)
+
+# %% [markdown]
+# **Exercise 5.** `scores` are the ones that `init` began with. What fraction of all
+# mask bits has training flipped? What fraction of `state.weights` has it changed?
+
+# %% [markdown]
+# ## 6. What was learned
+#
+# Training changed which weights are kept, and no weight. The mask of our layer, before and after:
+
+# %%
+mask_after = pemn.score_mask(state.scores[layer].detach(), density=0.5)
+change = (mask_after - mask_before).flatten(1).numpy()
+came_and_went = ListedColormap(["#E69F00", "#FFFFFF", "#0072B2"])
+
+figure, row = plt.subplots(1, 3, figsize=(7, 3.9), layout="constrained", sharey=True)
+row[0].imshow(mask_before.flatten(1).numpy(), cmap="Greys", vmax=1.25)
+row[0].set_title("before: dark is kept", fontsize="medium")
+row[1].imshow(mask_after.flatten(1).numpy(), cmap="Greys", vmax=1.25)
+row[1].set_title("after training", fontsize="medium")
+row[2].imshow(change, cmap=came_and_went, vmin=-1, vmax=1)
+row[2].set_title("blue: came, orange: went", fontsize="medium")
+row[0].set_ylabel("output channel")
+for axes in row:
+    axes.set_xlabel("weight of the filter (5x5)")
+figure.suptitle(f"The mask of {layer}")
+figure.savefig(OUT / "6-masks.png", dpi=150)
+
+# %% [markdown]
+# On its own it still looks like noise. Laid over the weights it does not. `materialize` multiplies
+# every mask in: an ordinary dense `state_dict`, for the ordinary module.
+
+# %%
+ordinary = deepcopy(model)
+ordinary.load_state_dict(pemn.materialize(model, state, density=0.5))
+print(f"as an ordinary dense network: {accuracy(ordinary, ordinary):.1f} %")
+
+
+def side_by_side(filters: Tensor) -> Tensor:
+    """(32, 1, 5, 5) -> one image: four rows of eight filters, gaps between them."""
+    gaps = pad(filters.detach().reshape(4, 8, 5, 5), (0, 1, 0, 1), value=torch.nan)
+    return gaps.permute(0, 2, 1, 3).reshape(4 * 6, 8 * 6)[:-1, :-1]
+
+
+figure, column = plt.subplots(2, 1, figsize=(7, 6.6), layout="constrained")
+filters = {
+    "filled from the prototype": state.weights[layer],
+    "masked: the filters of the network": ordinary.get_parameter(layer),
+}
+for axes, (title, tensor) in zip(column, filters.items(), strict=True):
+    picture = axes.imshow(side_by_side(tensor).numpy(), cmap="PuOr", vmin=-limit, vmax=limit)
+    axes.set_facecolor("#999999")
+    axes.set_title(title)
+    axes.set_xticks([])
+    axes.set_yticks([])
+figure.suptitle(f"The 32 filters of {layer}, 5x5 each")
+figure.colorbar(picture, ax=column, label="weight (white: 0)", shrink=0.6)
+figure.savefig(OUT / "6-filters.png", dpi=150)
+
+# %% [markdown]
+# **Exercise 6.** Look at the colours: which weights of this layer were mostly
+# dropped? What fraction of the positive ones is kept, and of the negative ones?
+
+# %% [markdown]
+# ## 7. How many values does it take?
+#
+# The question of the paper. The same training with longer and shorter prototypes:
+#
+# - `rp(0.0001)`: one single value for the whole network,
+# - `rp(0.01)`, the network above, and `rp(0.1)`,
+# - `mp`: a prototype as long as the largest layer,
+# - `mask`: a value of its own for every weight, as in edge-popup, from which the paper starts.
+#
+# And two yardsticks. *Dense* is an ordinary network whose weights are trained. The *control* is
+# `mp` with masks that stay as they were drawn: only the rest is trained. What lies above the
+# control is what learning masks adds.
+
+# %%
+strategies = {
+    "rp(0.0001)": pemn.rp(0.0001),
+    "rp(0.01)": strategy,
+    "rp(0.1)": pemn.rp(0.1),
+    "mp": pemn.mp,
+    "mask": pemn.mask,
+}
+results = {"rp(0.01)": learned}
+for name, other in strategies.items():
+    if name not in results:
+        fresh = pemn.init(model, other, seed=0)
+        train(model, masked(fresh), [*fresh.scores.values(), *fresh.rest.values()])
+        results[name] = accuracy(model, masked(fresh))
+
+control_state = pemn.init(model, pemn.mp, seed=0)
+train(model, masked(control_state), [*control_state.rest.values()])
+control = accuracy(model, masked(control_state))
+
+usual = deepcopy(model)
+train(usual, usual, usual.parameters())
+dense = accuracy(usual, usual)
+
+unique = {name: pemn.storage(shapes, other).unique for name, other in strategies.items()}
+for name in strategies:
+    print(f"{name:10} {unique[name]:5,} values: {results[name]:.1f} %")
+print(f"control {control:.1f} %, dense {dense:.1f} %")
+
+figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+axes.set_xscale("log")
+heights = [results[name] for name in strategies]
+errors = [(height * (100 - height) / 500) ** 0.5 for height in heights]
+axes.errorbar(
+    *([unique[name] for name in strategies], heights, errors),
+    fmt="o",
+    color="#0072B2",
+    capsize=4,
+    label="learned masks, ± standard error of 500 images",
+)
+axes.axhline(dense, color="#444444", label=f"dense, {dense:.1f} %")
+axes.axhline(control, color="#D55E00", linestyle="--", label=f"control, {control:.1f} %")
+axes.set_xticks([*unique.values()], [f"{unique[name]:,}\n{name}" for name in strategies])
+axes.minorticks_off()
+axes.set_xlim(0.6, 8000)
+axes.set_xlabel("unique weight values, and the strategy")
+axes.set_ylabel("accuracy (% of 500 held-out images)")
+axes.set_title("How many values does it take? One training each")
+figure.legend(loc="outside lower center", ncols=3, fontsize="small", frameon=False)
+figure.savefig(OUT / "7-unique-values.png", dpi=150)
+
+# %% [markdown]
+# One seed and 500 images cannot separate results less than about 4 percentage points
+# apart. The README has three seeds of another recipe, trained for longer.
+#
+# **Exercise 7.** The control has learned no mask and has random weights, and yet it is far above
+# the 10 % of guessing. What was trained?
+
+# %% [markdown]
+# ## 8. A file
+#
+# The scores are not needed any more: `save` writes a bit for each weight, the prototype, the rest
+# and the buffers, and a header that names them. `load` gives the same network back. For comparison,
+# the dense network is saved as an ordinary file.
+
+# %%
+path = OUT / "digits.safetensors"
+save(path, model, state, strategy, density=0.5)
+again, info = load(path, model)
+print(f"loaded again: {accuracy(model, masked(again)):.1f} %")
+save_file(ordinary.state_dict(), OUT / "dense.safetensors")
+
+
+def size(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the values of these tensors."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+info = inspect(path)  # reads the header alone
+with path.open("rb") as file:
+    header = 8 + int.from_bytes(file.read(8), "little")
+rest_and_buffers = size([*info.rest.values(), *info.buffers.values()])
+dense_bytes = (OUT / "dense.safetensors").stat().st_size
+number = sum(shape.numel() for shape in info.shapes.values())
+parts = {  # masked file, dense file
+    "weights": (0, 4 * number),
+    "masks": (-(-number // 8), 0),
+    "prototype": (size(info.prototype.values()), 0),
+    "rest and buffers": (rest_and_buffers, rest_and_buffers),
+    "header": (header, dense_bytes - 4 * number - rest_and_buffers),
+}
+for part, (in_masked, in_dense) in parts.items():
+    print(f"{part:16} {in_masked:6,} bytes, dense {in_dense:6,}")
+print(f"file on disk     {path.stat().st_size:6,} bytes, dense {dense_bytes:6,}")
+
+figure, axes = plt.subplots(figsize=(7, 2.8), layout="constrained")
+starts = [0, 0]
+part_colours = ("#56B4E9", "#0072B2", "#000000", "#BBBBBB", "#E69F00")
+for (part, lengths), colour in zip(parts.items(), part_colours, strict=True):
+    label = f"{part}: {lengths[0]:,} | {lengths[1]:,}"
+    axes.barh(["masked", "dense"], lengths, left=starts, color=colour, label=label)
+    starts = [start + length for start, length in zip(starts, lengths, strict=True)]
+axes.invert_yaxis()
+axes.set_xlabel("bytes on disk")
+axes.set_title(f"{starts[0]:,} bytes masked, {starts[1]:,} dense")
+axes.xaxis.set_major_formatter("{x:,.0f}")
+title = "bytes: masked | dense"
+figure.legend(loc="outside lower center", ncols=3, title=title, fontsize="small", frameon=False)
+figure.savefig(OUT / "8-bytes.png", dpi=150)
+
+# %% [markdown]
+# The weights shrank to about a thirtieth: masks and prototype. In so small a network
+# batch-norm and the header outweigh them, and even in the paper's ConvMixers batch-norm takes as
+# much as the masks (width 256) or half as much (width 512). The paper's accounting leaves it out;
+# `pemn.storage` counts it, if you pass it in.
+#
+# **Exercise 8.** A ConvMixer of the paper has 437,248 weights, the largest layer 65,536. How many
+# bytes are its masks and its prototype with `rp(0.001)`, and how many are its weights when dense?
+#
+# Next: the README shows it in your own loop, `pemn_ref` is read in the order of its `__init__.py`,
+# and `python -m reproduce run` measures it all again with three seeds.

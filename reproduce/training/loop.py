@@ -1,0 +1,183 @@
+"""One training loop for every cell. It does not know which strategy it trains."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from pemn_ref.checks import check_same
+from pemn_ref.prototype import random_stream
+from reproduce.data.batches import Batch, TrainingBatches
+from reproduce.study.recipes import Recipe
+from reproduce.training.checkpoint import Checkpoint, CheckpointError
+from reproduce.training.device import Device
+from reproduce.training.networks import Network
+
+
+class Epoch(NamedTuple):
+    """What one epoch gave: mean training loss, accuracy on the held-out images (a fraction).
+
+    ``seconds`` are those of training, the writing of checkpoints among them, evaluation aside.
+    """
+
+    loss: float
+    accuracy: float
+    seconds: float
+
+
+def rate(recipe: Recipe, progress: float) -> float:
+    """The learning rate of the step that ends at ``progress`` (above 0, up to 1) through the run.
+
+    ``piecewise`` linear: 0, the highest at 2/5, a twentieth of it at 4/5, 0 at the end; half a
+    ``cosine`` from the highest to 0; or in ``steps``: a tenth after 1/2, a hundredth after 3/4.
+    """
+    highest = recipe.learning_rate
+    match recipe.schedule:
+        case "piecewise":
+            return float(np.interp(progress, [0, 2 / 5, 4 / 5, 1], [0, highest, highest / 20, 0]))
+        case "cosine":
+            return highest * (1 + math.cos(math.pi * progress)) / 2
+        case "steps":
+            return highest / 10.0 ** ((progress > 1 / 2) + (progress > 3 / 4))
+
+
+def make_optimizer(recipe: Recipe, tensors: Iterable[Tensor]) -> torch.optim.Optimizer:
+    """The optimizer of a recipe, all tensors in one group."""
+    lr, decay = recipe.learning_rate, recipe.weight_decay
+    match recipe.optimizer:
+        case "adamw":
+            return torch.optim.AdamW(tensors, lr, weight_decay=decay)
+        case "adam":
+            return torch.optim.Adam(tensors, lr, weight_decay=decay)
+        case "sgd":
+            return torch.optim.SGD(tensors, lr, momentum=recipe.momentum, weight_decay=decay)
+
+
+@dataclass
+class _Position:
+    """Where training stands: all that changes, apart from network and optimizer."""
+
+    loss: Tensor
+    """Sum over the images of the epoch after those of ``history``."""
+    images: int
+    step: int
+    seconds: float
+    history: list[Epoch]
+
+
+def train(
+    network: Network,
+    batches: TrainingBatches,
+    held_out: Sequence[Batch],
+    recipe: Recipe,
+    *,
+    seed: int,
+    device: Device,
+    checkpoint: Checkpoint | None = None,
+    on_epoch: Callable[[list[Epoch]], object],
+) -> list[Epoch]:
+    """Train ``network`` in place and measure it on ``held_out`` after each epoch.
+
+    Both are on ``device``. ``on_epoch`` is given the epochs so far. Goes on from the ``checkpoint``
+    where there is one: every random choice is a function of seed, epoch and step alone, so that
+    needs no state of a generator and changes nothing. The rate is set at each step, to that of the
+    step's end, as the released code has it. Within an epoch no value is read, so the host never
+    waits for the device.
+
+    Raises:
+        FloatingPointError: if the loss of an epoch is not finite, or the network after the last.
+        Stopped, CheckpointError, OSError: as ``checkpoint`` has it.
+    """
+    optimizer = make_optimizer(recipe, network.trained)
+    at = _Position(torch.zeros((), device=device.torch), images=0, step=0, seconds=0.0, history=[])
+    if checkpoint:
+        _resume(checkpoint, network, optimizer, at)
+    for epoch in range(len(at.history), recipe.epochs):
+        start = time.perf_counter() - at.seconds
+        network.model.train()
+        with device.own_stream():
+            for batch in batches.epoch(epoch, at.step):
+                x, y = device.put(batch)
+                at.step += 1
+                progress = (epoch + at.step / len(batches)) / recipe.epochs
+                for group in optimizer.param_groups:
+                    group["lr"] = rate(recipe, progress)
+                device.draw_from(random_stream(f"dropout {epoch} {at.step}", seed))
+                with device.mixed_precision():
+                    loss = cross_entropy(network.logits(x), y)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                at.loss += loss.detach() * len(y)
+                at.images += len(y)
+                at.seconds = time.perf_counter() - start
+                if checkpoint:
+                    checkpoint.after_step(lambda: _content(network, optimizer, at))
+        mean = float(at.loss) / at.images
+        if not math.isfinite(mean):
+            raise FloatingPointError(f"the loss is {mean} in epoch {epoch + 1}")
+        seconds = time.perf_counter() - start
+        at.history.append(Epoch(mean, accuracy(network, held_out), seconds))
+        at.loss.zero_()
+        at.images, at.step, at.seconds = 0, 0, 0.0
+        on_epoch(at.history)
+    if not all(bool(tensor.isfinite().all()) for tensor in network.tensors.values()):
+        raise FloatingPointError("the network is not finite after its last step")
+    return at.history
+
+
+def _content(network: Network, optimizer: torch.optim.Optimizer, at: _Position) -> dict[str, Any]:
+    tensors = {name: tensor.detach() for name, tensor in network.tensors.items()}
+    position = {**vars(at), "history": [tuple(epoch) for epoch in at.history]}
+    return {"tensors": tensors, "optimizer": optimizer.state_dict(), "position": position}
+
+
+def epochs_kept(checkpoint: Checkpoint) -> int:
+    """Whole epochs that a checkpoint holds; 0 where there is none.
+
+    Raises:
+        CheckpointError, OSError: as ``train``.
+    """
+    content = checkpoint.read()
+    return len(content["position"]["history"]) if content else 0
+
+
+@torch.no_grad()
+def _resume(
+    checkpoint: Checkpoint, network: Network, optimizer: torch.optim.Optimizer, at: _Position
+) -> None:
+    """Bring all three to where the checkpoint stands, if there is one."""
+    content = checkpoint.read()
+    if content is None:
+        return
+    try:
+        check_same("the tensors are others", content["tensors"], network.tensors)
+        optimizer.load_state_dict(content["optimizer"])
+        position = _Position(**content["position"])
+        position.history = [Epoch(*epoch) for epoch in position.history]
+    except (LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{checkpoint.path} is not of this version of the program ({error!r}): remove it, and"
+            " the run starts anew"
+        ) from error
+    for name, tensor in network.tensors.items():
+        tensor.copy_(content["tensors"][name])
+    position.loss = at.loss.copy_(position.loss)
+    vars(at).update(vars(position))
+
+
+@torch.no_grad()
+def accuracy(network: Network, batches: Iterable[Batch]) -> float:
+    """The fraction of images whose largest logit is that of their label, not in bfloat16.
+
+    (It has eight bits: the largest two are too often equal.)
+    """
+    network.model.eval()
+    hits = [network.logits(x).argmax(dim=1) == y for x, y in batches]
+    return float(torch.cat(hits).double().mean())

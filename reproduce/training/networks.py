@@ -1,0 +1,124 @@
+"""From a cell to what the training loop sees: a function, its trained tensors, its size."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import pemn_ref as pemn
+from reproduce.data.datasets import DATASETS
+from reproduce.models.convmixer import ConvMixer
+from reproduce.models.resnet import ResNet
+from reproduce.models.vit import ViT
+from reproduce.study.cells import Cell
+
+_FAMILIES: dict[str, Callable[..., nn.Module]] = {
+    "convmixer": ConvMixer,
+    "resnet": ResNet,
+    "vit": ViT,
+}
+
+
+class Network(NamedTuple):
+    """A network of any cell. ``model`` serves to switch between training and evaluation."""
+
+    model: nn.Module
+    logits: Callable[[Tensor], Tensor]
+    trained: list[Tensor]
+    storage: pemn.Storage
+    state: pemn.State | None
+    """None where dense: the tensors are those of ``model``."""
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All that it is made of, by name: the tensors themselves."""
+        if self.state is None:
+            return self.model.state_dict(keep_vars=True)
+        parts = self.state._asdict()
+        return {f"{part}/{name}": t for part in parts for name, t in parts[part].items()}
+
+
+def make_model(cell: Cell, seed: int) -> nn.Module:
+    """The plain module of a cell, with PyTorch's default initialisation drawn from ``seed``.
+
+    The global random state is the same afterwards.
+    """
+    sizes = asdict(cell.model)
+    family = sizes.pop("family")
+    dataset = DATASETS[cell.dataset]
+    sizes |= {"channels": dataset.channels, "classes": dataset.classes}
+    if family == "vit":  # has a position embedding for each patch
+        sizes["size"] = dataset.size
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return _FAMILIES[family](**sizes)
+
+
+def make_network(cell: Cell, seed: int, device: torch.device) -> Network:
+    """The network of a cell before training, the same on every device."""
+    model = make_model(cell, seed).to(device)
+    if cell.masking is not None:
+        return masked_network(cell, model, pemn.init(model, cell.masking, seed=seed))
+    if cell.density is not None:
+        return _pruned_network(cell, model, seed)
+    # Every weight is a value of its own and nothing is saved.
+    weights = sum(shape.numel() for shape in pemn.maskable_shapes(model).values())
+    bits = sum(8 * t.element_size() * t.numel() for t in model.state_dict().values())
+    storage = pemn.Storage(weights, weights, 0.0, 0.0, bits, bits)
+    return Network(model, model, list(model.parameters()), storage, None)
+
+
+def masked_network(cell: Cell, model: nn.Module, state: pemn.State) -> Network:
+    """The network of a cell with a prototype, made of a state of its ``model``."""
+    assert cell.masking is not None
+    trained = list(state.rest.values())
+    if cell.strategy == "control":
+        state = state._replace(scores={name: s.detach() for name, s in state.scores.items()})
+    else:
+        trained += state.scores.values()
+    shapes = pemn.maskable_shapes(model)
+    storage = pemn.storage(shapes, cell.masking, _others(model, state))
+    return Network(model, _masked(cell, model, state), trained, storage, state)
+
+
+def _pruned_network(cell: Cell, model: nn.Module, seed: int) -> Network:
+    """Masks by scores that are not trained, over the weights of a dense network that are."""
+    state = pemn.init(model, pemn.mask, seed=seed)
+    weights = {n: model.get_parameter(n).detach().clone().requires_grad_() for n in state.weights}
+    scores = state.scores if cell.strategy == "prune_random" else weights
+    fixed = {name: score.detach().abs() for name, score in scores.items()}
+    state = state._replace(weights=weights, scores=fixed)
+    assert cell.density is not None
+    numbers = [weight.numel() for weight in weights.values()]
+    kept = sum(pemn.kept(number, cell.density) for number in numbers)
+    # A bit for each weight says which are kept; the paper's percentages leave that bit out.
+    bits, dense = sum(numbers) + 32 * kept, 32 * sum(numbers)
+    others = sum(8 * tensor.element_size() * tensor.numel() for tensor in _others(model, state))
+    storage = pemn.Storage(
+        weights=sum(numbers),
+        unique=kept,
+        paper=1 - bits / dense,
+        whole=1 - (bits + others) / (dense + others),
+        bits=bits + others,
+        dense_bits=dense + others,
+    )
+    trained = [*state.rest.values(), *weights.values()]
+    return Network(model, _masked(cell, model, state), trained, storage, state)
+
+
+def _others(model: nn.Module, state: pemn.State) -> list[Tensor]:
+    """What is stored beside the maskable weights: the rest and the persistent buffers."""
+    return [tensor for name, tensor in model.state_dict().items() if name not in state.weights]
+
+
+def _masked(cell: Cell, model: nn.Module, state: pemn.State) -> Callable[[Tensor], Tensor]:
+    density = cell.density
+    assert density is not None
+
+    def logits(images: Tensor) -> Tensor:
+        output: Tensor = pemn.masked_forward(model, *state, images, density=density)
+        return output
+
+    return logits

@@ -1,0 +1,176 @@
+"""One run: from a cell and a seed to a row and a file."""
+
+import platform
+import subprocess
+from collections.abc import Callable
+from contextlib import closing
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+import pemn_ref as pemn
+from reproduce.data.augment import make_transform
+from reproduce.data.batches import Batch, Images, TrainingBatches, Transform, evaluation_batches
+from reproduce.data.datasets import DATASETS, load
+from reproduce.rows.row import Row
+from reproduce.study.cells import Cell
+from reproduce.study.studies import CANARY, CANARY_BAND
+from reproduce.training.checkpoint import Checkpoint
+from reproduce.training.device import Device
+from reproduce.training.files import read_network, write_network
+from reproduce.training.loop import Epoch, accuracy, train
+from reproduce.training.networks import make_network
+
+_EVALUATION_BATCH = 500
+
+
+class Skipped(NamedTuple):
+    """Why a run has no row: it is left for another day, or for another machine."""
+
+    reason: str
+
+
+def describe(cell: Cell, seed: int) -> str:
+    """A run for people."""
+    return f"{cell.model.label}  {cell.dataset}  {cell.name:9}  seed {seed}"
+
+
+def train_run(
+    cell: Cell,
+    seed: int,
+    images: tuple[Images, Images],
+    device: Device,
+    checkpoint: Checkpoint,
+    file: Path,
+    on_epoch: Callable[[list[Epoch]], object],
+) -> Row | Skipped:
+    """Train one cell with one seed and write its network to ``file``; its row comes after that.
+
+    Accuracies are fractions of the held-out images. The row of a loss that is not finite has
+    ``failed`` instead. The run is skipped where the memory of the device is too small.
+
+    Raises:
+        Stopped, CheckpointError, OSError: as ``train``.
+        MissingDataError: if an image cannot be decoded.
+    """
+    train_images, test_images = images
+    row: Row = {
+        "run": cell.run_id(seed),
+        "cell": cell.id,
+        "seed": seed,
+        "configuration": cell.configuration,
+    }
+    try:
+        with closing(training_batches(cell, train_images, seed, device)) as batches:
+            held_out = held_out_batches(cell, test_images, device)
+            network = make_network(cell, seed, device.torch)
+            history = train(
+                network,
+                batches,
+                held_out,
+                cell.recipe,
+                seed=seed,
+                device=device,
+                checkpoint=checkpoint,
+                on_epoch=on_epoch,
+            )
+    except torch.OutOfMemoryError:
+        return Skipped("the memory of the device is too small")
+    except FloatingPointError as error:
+        return {**row, "failed": str(error), **_conditions(device)}
+    accuracies = [epoch.accuracy for epoch in history]
+    seconds = sum(epoch.seconds for epoch in history)  # of training alone, interruptions aside
+    if cell == CANARY and not CANARY_BAND[0] <= 100 * max(accuracies) <= CANARY_BAND[1]:
+        row["warning"] = (
+            f"the best epoch of the canary has {100 * max(accuracies):.2f} %, not"
+            f" {CANARY_BAND[0]} to {CANARY_BAND[1]} %: mistrust all other numbers until this is"
+            " understood"
+        )
+    file.parent.mkdir(exist_ok=True)
+    write_network(file, network, cell, seed)
+    return {
+        **row,
+        "accuracy_last": accuracies[-1],
+        "accuracy_best": max(accuracies),
+        "held_out": len(test_images),
+        "history": [epoch._asdict() for epoch in history],
+        "storage": network.storage._asdict(),
+        "bytes": file.stat().st_size,
+        "seconds": round(seconds, 3),
+        "images_per_second": round(len(train_images) * len(history) / seconds, 1),
+        **_conditions(device),
+    }
+
+
+def _conditions(device: Device) -> Row:
+    """What the numbers were measured with."""
+    return {
+        "device": str(device.torch),
+        "hardware": {"name": device.hardware, "threads": torch.get_num_threads()},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": version("torchvision"),
+            "pemn_ref": pemn.__version__,
+        },
+        "commit": COMMIT,
+    }
+
+
+def _commit() -> str | None:
+    """Of this checkout, with ``-dirty`` if it was changed; None where installed."""
+    here = Path(__file__).parents[2]
+    if not (here / ".git").exists():
+        return None
+    command = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty"]
+    try:
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+COMMIT = _commit()
+"""Of the code as it was loaded, whatever the checkout is when a run ends."""
+
+
+def evaluate_file(path: Path, device: Device, data: Path | None) -> tuple[str, float, int]:
+    """Strategy of a compressed network, its accuracy, on how many images; ``data`` as above.
+
+    Raises:
+        FileError: if it is not a whole and valid file of a cell.
+        MissingDataError: if the images are not there and cannot be had.
+        OSError: if the file cannot be read.
+    """
+    network, cell = read_network(path, device.torch)
+    _, images = load(cell.dataset, data)
+    return cell.name, accuracy(network, held_out_batches(cell, images, device)), len(images)
+
+
+def training_batches(cell: Cell, images: Images, seed: int, device: Device) -> TrainingBatches:
+    """What a network of the cell is trained on; to be closed."""
+    transform = make_transform(cell.recipe.augmentation, DATASETS[cell.dataset])
+    return TrainingBatches(
+        images,
+        transform,
+        seed=seed,
+        batch=cell.recipe.batch,
+        workers=_workers(transform, device),
+        pinned=device.pinned,
+    )
+
+
+def held_out_batches(cell: Cell, images: Images, device: Device) -> list[Batch]:
+    """What a network of the cell is measured on, put on the device once."""
+    plain = make_transform("plain", DATASETS[cell.dataset])
+    workers = _workers(plain, device)
+    evaluation = evaluation_batches(images, plain, batch=_EVALUATION_BATCH, workers=workers)
+    with closing(evaluation):
+        return [device.put(batch) for batch in evaluation]
+
+
+def _workers(transform: Transform | None, device: Device) -> int:
+    """None for images that are tensors already: they are faster taken than sent."""
+    return device.workers if transform else 0
