@@ -692,7 +692,7 @@ def make_null(path: Path) -> None:
         pytest.skip("makes a device, which is not allowed here")
 
 
-@pytest.mark.parametrize("linked", [False, True], ids=["", "linked"])
+@pytest.mark.parametrize("linked", [False, True], ids=["direct", "linked"])
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, make_null])
 def test_what_is_no_regular_file_is_not_replaced(
     make: Callable[[Path], None], linked: bool, tmp_path: Path
@@ -748,8 +748,8 @@ def test_a_name_may_be_as_long_as_the_file_system_allows(character: str, tmp_pat
         pemn.save(longer, model, state_of(model, pemn.mp), pemn.mp, density=0.5)
 
 
-@pytest.mark.parametrize("mode", [0o600, 0o664, 0o444, 0o755])
-@pytest.mark.parametrize("linked", [False, True], ids=["", "linked"])
+@pytest.mark.parametrize("mode", [0o600, 0o664, 0o444, 0o755], ids=oct)
+@pytest.mark.parametrize("linked", [False, True], ids=["direct", "linked"])
 def test_a_file_that_is_replaced_keeps_its_permissions(
     linked: bool, mode: int, tmp_path: Path
 ) -> None:
