@@ -43,9 +43,8 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 ORDER = [*DTYPES.values()]
-MAX_HEADER = 100_000_000
-"""Bytes: read at once, on the word of the file's first eight bytes. That of safetensors."""
-MAX_DIMENSIONS = 64
+MAX_HEADER = 100_000_000  # bytes, as in safetensors: memory asked for on the word of the file alone
+MAX_DIMENSIONS = 64  # as torch and numpy have them
 
 
 class FileError(ValueError):
