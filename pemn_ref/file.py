@@ -11,10 +11,12 @@ import math
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +43,8 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 ORDER = [*DTYPES.values()]
+MAX_HEADER = 100_000_000  # bytes, as in safetensors: memory asked for on the word of the file alone
+MAX_DIMENSIONS = 64  # as torch and numpy have them
 
 
 class FileError(ValueError):
@@ -100,8 +104,11 @@ def save(
 
     Raises:
         ValueError: if the state does not fit the model, the weights are not a prototype of
-            ``strategy`` filled in, a score, prototype or rest is not finite, a dtype is not one of
-            the format, ``tag`` is not a str, or ``density`` lies outside (0, 1].
+            ``strategy`` filled in, those that share a prototype differ in dtype, a score, prototype
+            or rest is not finite, a dtype is not one of the format, a tensor has more than 64
+            dimensions, the header more than 100,000,000 bytes, ``tag`` is not a str without lone
+            surrogates, or ``density`` lies outside (0, 1].
+        OSError: as :func:`write`.
 
     >>> import tempfile
     >>> from pemn_ref import init, rp
@@ -112,7 +119,8 @@ def save(
     >>> path.stat().st_size - header == 640 / 8 + 4 * 65 + 4 * 10
     True
     """
-    _need(isinstance(tag, str), f"tag must be a str, got {tag!r}")
+    whole = isinstance(tag, str) and not re.search(r"[\ud800-\udfff]", tag)
+    _need(whole, f"tag must be a str without lone surrogates, got {tag!r}")
     shapes = maskable_shapes(model)
     maskable = {name: model.get_parameter(name) for name in shapes}
     check_model(model, state.weights, state.rest, state.buffers)
@@ -152,6 +160,7 @@ def inspect(path: str | os.PathLike[str]) -> Info:
 
     Raises:
         FileError: if the header is not that of a compressed model, or of a file of this length.
+        OSError: if the file cannot be opened or read.
 
     >>> import tempfile
     >>> from pemn_ref import init, rp
@@ -160,7 +169,7 @@ def inspect(path: str | os.PathLike[str]) -> Info:
     >>> inspect(path).strategy
     Strategy(name='rp', ratio=0.1)
     """
-    with _errors_of(path), Path(path).open("rb") as file:
+    with _errors_of(path), _opened(path) as file:
         return _info(file)
 
 
@@ -176,6 +185,7 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> tuple[State, Info]:
         FileError: if the file is not whole and valid, or is of another model: the first name,
             shape, tie or kind of dtype that differs is in the message; or if a value is too large
             for the model's dtype.
+        OSError: if it cannot be opened or read.
 
     >>> import tempfile
     >>> from pemn_ref import init, rp
@@ -227,10 +237,13 @@ def load_dense(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """The dense ``state_dict`` from the file alone (our format), as ``materialize`` gives it.
 
     Bit for bit, on the CPU, in the dtypes of the file; a tied tensor is there under each of its
-    names. Extra state of a module is not a tensor and not in the file.
+    names. Extra state of a module is not a tensor and not in the file. Where a hook renames the
+    entries of the model's ``state_dict``, a tensor is there under both names, that of
+    ``named_parameters`` or ``named_buffers`` and that of the hook.
 
     Raises:
         FileError: if the file is not whole and valid.
+        OSError: if it cannot be opened or read.
 
     >>> import tempfile
     >>> from pemn_ref import init, rp
@@ -316,7 +329,12 @@ def _recovered(
     for name, weight in weights.items():
         filled = fill_weights(prototype, {name: weight.shape}, strategy)[name]
         _need(
-            filled.dtype == weight.dtype and torch.equal(_bytes(filled), _bytes(weight)),
+            filled.dtype == weight.dtype,
+            f"{name} has dtype {weight.dtype} and the largest weight of its prototype"
+            f" {filled.dtype}: a file holds weights of one prototype in one dtype only",
+        )
+        _need(
+            torch.equal(_bytes(filled), _bytes(weight)),
             f"{name} is not filled from the prototype of {strategy}: give the weights as init made"
             " them, and the strategy that they were made with",
         )
@@ -358,6 +376,9 @@ def _tensors(info: Info, masks: Tensor) -> dict[str, Tensor]:
         area = math.prod(size or 1 for size in tensor.shape) * tensor.itemsize
         _need(area < 2**63, f"{name} is too large")  # also where it has a 0
     tensors["masks"] = masks
+    for name, shape in [*info.shapes.items(), *((n, t.shape) for n, t in tensors.items())]:
+        fits = len(shape) <= MAX_DIMENSIONS
+        _need(fits, f"{name} has {len(shape)} dimensions, more than {MAX_DIMENSIONS}")
     return dict(sorted(tensors.items(), key=lambda item: (ORDER.index(item[1].dtype), item[0])))
 
 
@@ -390,7 +411,12 @@ def _header(info: Info) -> bytes:
         header[name] = {"dtype": dtype, "shape": [*tensor.shape], "data_offsets": [start, end]}
     text = _json(header).encode()
     text += b" " * (-len(text) % 8)
+    _check_length(len(text))
     return len(text).to_bytes(8, "little") + text
+
+
+def _check_length(length: int) -> None:
+    _need(length <= MAX_HEADER, f"a header of {length} bytes, more than {MAX_HEADER}")
 
 
 def _sha256(info: Info, data: bytearray) -> str:
@@ -400,14 +426,24 @@ def _sha256(info: Info, data: bytearray) -> str:
     return checksum.hexdigest()
 
 
+def _object(text: str) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads(text)
+    kind = type(value).__name__
+    _need(isinstance(value, dict), f"the header has a JSON {kind} where an object belongs")
+    return value
+
+
 def _info(file: BinaryIO) -> Info:
     """What the header at the beginning of the file says, once it is the header of exactly that."""
     size = os.fstat(file.fileno()).st_size
     length = int.from_bytes(file.read(8), "little")
     _need(8 + length <= size, f"the header would end at byte {8 + length} of {size}")
+    _check_length(length)
     text = file.read(length)
-    header = json.loads(text.decode())
-    said = json.loads(header.pop("__metadata__")["pemn"])
+    header = _object(text.decode())
+    metadata = header.pop("__metadata__", {})
+    _need("pemn" in metadata, "an ordinary safetensors file, not a compressed model")
+    said = _object(metadata["pemn"])
     _need(bool(re.fullmatch("[0-9a-f]{64}", said["sha256"])), f"no checksum: {said['sha256']}")
     _need(said["version"] == VERSION, f"version {said['version']}: this reads version {VERSION}")
     parts: dict[str, dict[str, Tensor]] = {"prototype": {}, "rest": {}, "buffers": {}}
@@ -443,7 +479,7 @@ def _info(file: BinaryIO) -> Info:
 
 def _content(path: str | os.PathLike[str]) -> tuple[Info, dict[str, Tensor]]:
     """All of a file, once its checksum has been found right."""
-    with Path(path).open("rb") as file:
+    with _opened(path) as file:
         info = _info(file)
         metas = _without_values(info)
         data = bytearray(sum(meta.nbytes for meta in metas.values()))
@@ -468,6 +504,12 @@ def _need(condition: bool, otherwise: str) -> None:
         raise ValueError(otherwise)
 
 
+def _opened(path: str | os.PathLike[str]) -> BufferedReader:
+    # Asked before it is opened, since to open a FIFO is to wait for a writer.
+    _need(stat.S_ISREG(Path(path).stat().st_mode), "not a regular file")
+    return Path(path).open("rb")
+
+
 @contextmanager
 def _errors_of(path: str | os.PathLike[str]) -> Iterator[None]:
     """Make one error, which names the file, of all that its content can cause."""
@@ -485,10 +527,13 @@ def _errors_of(path: str | os.PathLike[str]) -> Iterator[None]:
 def write(path: str | os.PathLike[str], *pieces: bytes | bytearray) -> None:
     """Write beside and rename: at every moment there is the old file or the whole new one.
 
-    The pieces, bytes, are written one after the other. Ours, and used wherever a file is written.
+    The pieces, bytes, are written one after the other. The new file has the permissions of the old
+    one; where ``path`` is a symbolic link, its target is replaced. Ours, and used wherever a file
+    is written.
 
     Raises:
-        OSError: if the file cannot be written; an old one stays as it is.
+        OSError: if the file cannot be written, or ``path`` is a folder, device or FIFO; what was
+            there stays as it is.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "note"
@@ -497,10 +542,19 @@ def write(path: str | os.PathLike[str], *pieces: bytes | bytearray) -> None:
     >>> path.read_bytes()
     b'whole and new'
     """
-    target = Path(path).resolve()
-    beside = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
+    target = Path(os.path.realpath(path))
+    try:
+        mode = target.stat().st_mode
+    except FileNotFoundError:
+        mode = None
+    if mode is not None and not stat.S_ISREG(mode):
+        raise OSError(f"{target} is not a regular file: it is not replaced")
+    # File systems hold names of 255 bytes, and a character has up to four.
+    beside = target.with_name(f"{target.name[:60]}.{secrets.token_hex(4)}.part")
     try:
         with beside.open("xb") as file:
+            if mode is not None:
+                beside.chmod(stat.S_IMODE(mode))
             file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())

@@ -18,8 +18,9 @@ from spec_tests.plugin import as_json
 README = Path(__file__).parent / "README.md"
 MEASURED = Path(__file__).parent / "gallery.json"
 EXAMPLE = Path(__file__).parent / "examples" / "layer_classes.py"
-# Stock models and compilation would take most of the time: run where they are meant only.
-SLOW = {"W20", "X4", "X5"}
+# Stock models, compilation and the longest header would take most of the time: run where they are
+# meant only.
+SLOW = {"W20", "X4", "X5", "C14"}
 
 
 def key(mistake: Mistake) -> str:

@@ -1259,6 +1259,11 @@ def _(right: Any) -> Rebound:
     return {"_check_values": unchecked}
 
 
+@mistake("C9", "shapes have any number of dimensions")
+def _(right: Any) -> Rebound:
+    return {"MAX_DIMENSIONS": 10**6}
+
+
 @mistake("C10", "the shapes are sorted by name")
 def _(right: Any) -> Rebound:
     inspect = right.file.inspect
@@ -1304,6 +1309,11 @@ def _(right: Any) -> Rebound:
         return tied, stored - lost
 
     return {"_names": by_tensor}
+
+
+@mistake("C14", "a header is read however long it says it is")
+def _(right: Any) -> Rebound:
+    return {"_check_length": unchecked}
 
 
 # --- Errors -------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import os
 import random
 import re
 import signal
+import stat
 import struct
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import tempfile
 import traceback
 import tracemalloc
 from collections.abc import Callable
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -186,7 +188,8 @@ def test_half() -> None:
 @clause("C5", "SHOULD")
 def test_only_what_a_file_can_hold() -> None:
     """What a file would not give back is refused, and named: weights that are not the strategy's
-    prototype filled in, values that are not finite, an unknown dtype, a tag that is not text, a
+    prototype filled in, or that share one and differ in dtype, values that are not finite, an
+    unknown dtype, more than 64 dimensions, a tag that is not text or has a lone surrogate, a
     density outside (0, 1], the state of another model, a model whose state_dict has copies under
     other names.
     """
@@ -214,7 +217,16 @@ def test_only_what_a_file_can_hold() -> None:
     refuses(lambda: saved(renamed, made, pemn.mp, density=0.5), "weight")
     huge = linear_with(nothing=torch.empty(0, 2**61))
     refuses(lambda: saved(huge, pemn.init(huge, pemn.mp, seed=0), pemn.mp, density=0.5), "nothing")
+    deep = linear_with(deep=torch.ones(65 * [1]))
+    refuses(lambda: saved(deep, pemn.init(deep, pemn.mp, seed=0), pemn.mp, density=0.5), "deep", 65)
+    mixed = nn.Sequential(nn.Linear(3, 3).bfloat16(), nn.Linear(3, 3))
+    for strategy in (pemn.mp, pemn.one_layer, pemn.rp(0.3)):
+        made = pemn.init(mixed, strategy, seed=0)
+        call = partial(saved, mixed, made, strategy, density=0.5)
+        refuses(call, "1.weight", "float32", "bfloat16")
+    saved(mixed, pemn.init(mixed, pemn.mask, seed=0), pemn.mask, density=0.5)
     refuses(lambda: saved(model, state, pemn.mp, density=0.5, tag=1), "tag")
+    refuses(lambda: saved(model, state, pemn.mp, density=0.5, tag="a\ud800"), "tag", r"'a\ud800'")
     refuses(lambda: saved(model, state, pemn.mp, density=1.5), "density", 1.5)
     own = state_of(model, pemn.mask)
     own.weights["third.weight"].fill_(math.nan)
@@ -499,6 +511,34 @@ def test_awkward_model() -> None:
     assert bits({name: read[name] for name in dense}) == bits(dense)
 
 
+@clause("C14", "SHOULD")
+def test_longest_header() -> None:
+    """A header of 100,000,000 bytes is written and read; a longer one is not written, and refused
+    before memory is asked for it.
+    """
+    model = nn.Linear(3, 4)
+    state = pemn.init(model, pemn.mp, seed=0)
+
+    def tagged(bytes_: int) -> bytes:
+        tag = bytes_ // 4 * "\N{GRINNING FACE}"
+        return saved(model, state, pemn.mp, density=0.5, tag=tag)
+
+    spare = 100_000_000 - struct.unpack("<Q", tagged(0)[:8])[0]
+    data = tagged(spare)
+    assert data[:8] == struct.pack("<Q", 100_000_000)
+    assert len(with_file(data, pemn.inspect).tag) == spare // 4
+    refuses(lambda: tagged(spare + 8), 100_000_008)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.safetensors"
+        path.write_bytes(struct.pack("<Q", 100_000_008))
+        os.truncate(path, 8 + 100_000_008)  # a sparse file
+        tracemalloc.start()
+        refuses(lambda: pemn.inspect(path), path.name)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert peak < 1_000_000
+
+
 # --- The reference's own: how it writes, and the vectors themselves ------------------------------
 
 
@@ -516,12 +556,17 @@ def test_invalid_vectors_are_those_of_the_generator(name: str) -> None:
 # Of every check of the file an example: a vector is refused for what is wrong with it.
 MESSAGES = {
     "checksum_upper": f"no checksum: {64 * 'A'}",
+    "dimensions_65": "rest/third.bias has 65 dimensions, more than 64",
     "bit_after_last": "bits are set after the last mask",
     "bool_2": "buffers/flags has bytes above 1",
     "density_above_1": "density must be a number in (0, 1], got 1.5",
     "flipped_mask": "the checksum is another one: the file is damaged",
+    "header_list": "the header has a JSON list where an object belongs",
     "header_too_long": "the header would end at byte 11 of 10",
     "large_nothing": "buffers/nothing is too large",
+    "metadata_list": "the header has a JSON list where an object belongs",
+    "no_metadata": "an ordinary safetensors file, not a compressed model",
+    "ordinary": "an ordinary safetensors file, not a compressed model",
     "mask_one_more": "the mask of first.weight keeps 6 weights, not 5",
     "other_length": "the prototypes are not those of the strategy and the shapes",
     "rest_nan": "rest/third.bias has values that are not finite",
@@ -529,6 +574,7 @@ MESSAGES = {
     "tied_over": "a name is given twice",
     "tied_to_nothing": "tied to what is not there: {'a': 'b'}",
     "truncated": "the tensors end at byte 966 of 965",
+    "weight_dimensions_65": "third.weight has 65 dimensions, more than 64",
     "version_2": "version 2: this reads version 1",
 }
 
@@ -638,12 +684,94 @@ def test_an_old_file_outlives_a_write_that_fails(tmp_path: Path, signalled: bool
     assert len(list(tmp_path.iterdir())) == 1 + signalled  # a killed process cannot tidy up
 
 
-def test_nothing_is_left_where_the_name_cannot_be_given(tmp_path: Path) -> None:
-    model = Small()
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(OSError, match="folder"):
-        pemn.save(tmp_path / "folder", model, state_of(model, pemn.mp), pemn.mp, density=0.5)
-    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+def make_null(path: Path) -> None:
+    """A device of its own: as root a mistake would replace that of the machine."""
+    try:
+        os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    except PermissionError:
+        pytest.skip("makes a device, which is not allowed here")
+
+
+@pytest.mark.parametrize("linked", [False, True], ids=["direct", "linked"])
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, make_null])
+def test_what_is_no_regular_file_is_not_replaced(
+    make: Callable[[Path], None], linked: bool, tmp_path: Path
+) -> None:
+    model, target, link = Small(), tmp_path / "target", tmp_path / "link"
+    make(target)
+    link.symlink_to(target)
+    before = target.lstat()
+    path = link if linked else target
+    with pytest.raises(OSError, match="target is not a regular file"):
+        pemn.save(path, model, state_of(model, pemn.mp), pemn.mp, density=0.5)
+    assert (target.lstat().st_mode, target.lstat().st_ino) == (before.st_mode, before.st_ino)
+    assert {path.name for path in tmp_path.iterdir()} == {"target", "link"}
+
+
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
+    """In another process: if it hangs, it can be ended."""
+    os.mkfifo(tmp_path / "fifo")
+    program = (
+        "import sys, torch; from pemn_ref import file\n"
+        "load = lambda path: file.load(path, torch.nn.Linear(3, 4))\n"
+        "for call in (file.inspect, load, file.load_dense):\n"
+        "    try: call(sys.argv[1])\n"
+        "    except file.FileError as error: print(error)"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "fifo")]
+    done = subprocess.run(command, capture_output=True, timeout=60, check=True, encoding="utf-8")
+    assert done.stdout == 3 * f"{tmp_path / 'fifo'}: not a regular file\n"
+
+
+def test_a_loop_of_links_is_an_error_of_the_system(tmp_path: Path) -> None:
+    model, loop = Small(), tmp_path / "loop"
+    loop.symlink_to(loop)
+    with pytest.raises(OSError, match="loop"):
+        pemn.save(loop, model, state_of(model, pemn.mp), pemn.mp, density=0.5)
+    for read_it in (pemn.inspect, pemn.load_dense, lambda path: pemn.load(path, model)):
+        with pytest.raises(OSError, match="loop"):
+            read_it(loop)
+    assert loop.is_symlink()
+    assert [*tmp_path.iterdir()] == [loop]
+
+
+@pytest.mark.parametrize("character", ["x", "\N{GRINNING FACE}"])
+def test_a_name_may_be_as_long_as_the_file_system_allows(character: str, tmp_path: Path) -> None:
+    model, most = Small(), os.pathconf(tmp_path, "PC_NAME_MAX")
+    name = most // len(character.encode()) * character
+    path = tmp_path / name
+    for _ in range(2):  # a new file and an old one
+        pemn.save(path, model, state_of(model, pemn.mp), pemn.mp, density=0.5)
+    assert [*tmp_path.iterdir()] == [path]
+    longer = tmp_path / (name + character)
+    with pytest.raises(OSError, match="too long"):
+        pemn.save(longer, model, state_of(model, pemn.mp), pemn.mp, density=0.5)
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o664, 0o444, 0o755], ids=oct)
+@pytest.mark.parametrize("linked", [False, True], ids=["direct", "linked"])
+def test_a_file_that_is_replaced_keeps_its_permissions(
+    linked: bool, mode: int, tmp_path: Path
+) -> None:
+    model, target, link = Small(), tmp_path / "target", tmp_path / "link"
+    target.write_bytes(b"old")
+    target.chmod(mode)
+    link.symlink_to(target)
+    path = link if linked else target
+    pemn.save(path, model, state_of(model, pemn.mp), pemn.mp, density=0.5)
+    assert target.stat().st_mode & 0o777 == mode
+    assert link.is_symlink()
+    assert target.read_bytes() == link.read_bytes() != b"old"
+
+
+def test_entries_that_a_hook_renames_have_both_names() -> None:
+    """As the docstring of ``load_dense`` says: the file alone does not tell which is left out."""
+    model = Renamed(copied=False)
+    state = pemn.init(model, pemn.mp, seed=0)
+    dense = with_file(saved(model, state, pemn.mp, density=0.5), pemn.load_dense)
+    assert dense.keys() == {"wrapped.weight", "wrapped.bias", "weight", "bias"}
+    assert dense["weight"] is dense["wrapped.weight"]
+    assert dense["bias"] is dense["wrapped.bias"]
 
 
 def test_where_there_is_no_folder_the_error_is_that_of_opening(tmp_path: Path) -> None:

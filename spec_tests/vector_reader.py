@@ -18,6 +18,7 @@ FLOATS = {"F64", "F32", "BF16", "F16"}
 def read(data: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
     """The metadata, and the dense tensors by name. Anything that is not right is an exception."""
     (length,) = struct.unpack("<Q", data[:8])
+    assert length <= 100_000_000
     header = json.loads(data[8 : 8 + length].decode())
     said = json.loads(header["__metadata__"]["pemn"])
     keys = ["version", "sha256", "strategy", "ratio", "density", "shapes", "tied", "tag"]
@@ -37,6 +38,7 @@ def read(data: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
     for name in order:
         dtype, shape = entries[name]["dtype"], entries[name]["shape"]
         assert all(type(size) is int and size >= 0 for size in shape)
+        assert len(shape) <= 64
         end = at + math.prod(shape) * np.dtype(TYPES[dtype]).itemsize
         again[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, end]}
         values = np.frombuffer(data[8 + length :][at:end], TYPES[dtype]).reshape(shape)
@@ -58,6 +60,7 @@ def dense(said: Any, tensors: dict[str, Any], dtypes: dict[str, str]) -> dict[st
     shapes = {name: tuple(sizes) for name, sizes in said["shapes"]}
     assert len(shapes) == len(said["shapes"]) > 0
     assert all(type(size) is int and size > 0 for shape in shapes.values() for size in shape)
+    assert max(map(len, shapes.values())) <= 64
     groups: dict[str, int] = {}
     of = {}
     for name, shape in shapes.items():

@@ -38,6 +38,13 @@ class Small(nn.Module):
         self.register_buffer("scratch", torch.ones(2), persistent=False)
 
 
+def dimensions_64() -> nn.Module:
+    """A linear layer, and a buffer of as many dimensions as there can be."""
+    model = nn.Linear(3, 4)
+    model.register_buffer("deep", torch.ones(2, *63 * [1]))
+    return model
+
+
 def state_of(model: nn.Module, strategy: Any) -> Any:
     """A state whose values are a pattern: exact in float16 and bfloat16, alike in all versions."""
     shapes = pemn.maskable_shapes(model)
@@ -75,6 +82,7 @@ VALID = {
     "half": Valid("the rest rounded to float16", Small, lambda: pemn.mp, {"half": True}),
     "bfloat16": Valid("all in bfloat16", lambda: Small().bfloat16(), lambda: pemn.rp(0.3)),
     "float64": Valid("all in float64", lambda: Small().double(), lambda: pemn.rp(0.3)),
+    "dimensions_64": Valid("a buffer of 64 dimensions", dimensions_64, lambda: pemn.rp(0.3)),
     "tied": Valid("two tensors with two names each", Tied, lambda: pemn.mp),
 }  # fmt: skip
 
@@ -195,6 +203,13 @@ INVALID["header_no_json"] = "a header that is no JSON", lambda: seal(b"{]", b"")
 INVALID["header_list"] = "a header that is a list", lambda: seal(b"[]", b"")
 INVALID["header_no_utf8"] = "a header that is not UTF-8", lambda: seal(b'{"\xff":0}', b"")
 INVALID["header_deep"] = "lists in lists, 5,000 deep", lambda: seal(5000 * b"[" + 5000 * b"]", b"")
+INVALID["ordinary"] = (
+    "an ordinary safetensors file",
+    lambda: seal(
+        b'{"__metadata__":{"format":"pt"},"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}',
+        b"a",
+    ),
+)
 INVALID["truncated"] = "the last byte is missing", lambda: valid("rp")[:-1]
 INVALID["longer"] = "one byte more", lambda: valid("rp") + b"\0"
 
@@ -279,6 +294,7 @@ reentered("a shape of other length", "prototype/all", "shape", [5], "other_lengt
 reentered("a shape that overflows", "rest/third.bias", "shape", [2**33, 2**33], "huge_shape")
 reentered("a shape of 0 that overflows", "buffers/nothing", "shape", [2**62, 0, 8], "huge_nothing")
 reentered("a shape of 0 and of 2^63 bytes", "buffers/nothing", "shape", [2**61, 0], "large_nothing")
+reentered("a shape of 65 sizes", "rest/third.bias", "shape", [4, *64 * [1]], "dimensions_65")
 reentered("a size beyond 64 bits", "rest/third.bias", "shape", [2**70], "huge_size")
 reentered("a negative size", "rest/third.bias", "shape", [-2, -2], "negative_shape")
 reentered("a size that is true", "masks", "shape", [True], "size_true")
@@ -313,6 +329,7 @@ edited("a key twice", '"tag":""', '"tag":"another","tag":""', "key_twice")
 edited("a space", '"tag":""', '"tag": ""', "space_in_metadata")
 edited("no shapes", '[["first.weight",[3,3]]', "[", "shapes_broken")
 edited("a shape that overflows", "[4,3]", "[4611686018427387904,3]", "weight_huge")
+edited("a weight of 65 dimensions", "[4,3]", f"[4,3{63 * ',1'}]", "weight_dimensions_65")
 edited("2^40 weights", "[4,3]", "[1048576,1048576]", "weight_large")
 edited("a weight of negative size", "[4,3]", "[-4,-3]", "weight_negative")
 edited("a weight without elements", "[4,3]", "[4,0]", "weight_empty")

@@ -1,7 +1,9 @@
 """The files of a small real run, and the commands that read them."""
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -186,7 +188,11 @@ def test_bad_input_is_one_line_and_exit_code_2(out: Path, tmp_path: Path, comman
         (("export", file.stem, target, "--out", missing), "none at all"),
         (("export", file.stem, missing / "target", "--out", out), "missing"),
         (("inspect", missing), "missing"),
-        (("inspect", file_of(out, "dense")), "is not a compressed model"),
+        (
+            ("inspect", file_of(out, "dense")),
+            "an ordinary safetensors file, not a compressed model",
+        ),
+        (("inspect", tmp_path), "not a regular file"),
         (("materialize", missing, target), "missing"),
         (("materialize", damaged, target), "damaged"),
         (("materialize", file, missing / "target"), "missing"),
@@ -199,6 +205,55 @@ def test_bad_input_is_one_line_and_exit_code_2(out: Path, tmp_path: Path, comman
         assert errors.startswith("error: ")
         assert named in errors
         assert not target.exists()
+
+
+def test_what_is_no_regular_file_is_not_replaced(
+    out: Path, tmp_path: Path, command: Command
+) -> None:
+    fifo, loop, file = tmp_path / "fifo", tmp_path / "loop", file_of(out, "mp")
+    os.mkfifo(fifo)
+    loop.symlink_to(loop)
+    for target, named in ((fifo, "is not a regular file"), (loop, "symbolic links")):
+        for arguments in (
+            ("export", file.stem, target, "--out", out),
+            ("materialize", file, target),
+        ):
+            code, output, errors = command(*arguments)
+            assert (code, output, errors.count("\n")) == (2, "", 1), arguments
+            assert f"{target}" in errors
+            assert named in errors
+    assert fifo.is_fifo()
+    assert loop.is_symlink()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
+    """In another process: if it hangs, it can be ended."""
+    fifo = tmp_path / "files" / "run.safetensors"
+    fifo.parent.mkdir()
+    os.mkfifo(fifo)
+    for arguments, named in (
+        (("inspect", fifo), "not a regular file"),
+        (("export", "run", tmp_path / "target", "--out", tmp_path), "none at all"),
+    ):
+        words = [sys.executable, "-m", "reproduce", *map(str, arguments)]
+        done = subprocess.run(words, capture_output=True, timeout=60, check=False, encoding="utf-8")
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), arguments
+        assert named in done.stderr
+
+
+def test_file_that_is_replaced_keeps_its_permissions(
+    out: Path, tmp_path: Path, command: Command
+) -> None:
+    target = tmp_path / "target"
+    for arguments in (
+        ("export", file_of(out, "mp").stem, target, "--out", out),
+        ("materialize", file_of(out, "mp"), target),
+    ):
+        target.write_text("old", encoding="utf-8")
+        target.chmod(0o640)
+        assert command(*arguments) == (0, "", "")
+        assert target.stat().st_mode & 0o777 == 0o640
 
 
 def test_compressed_file_is_not_written_over_by_its_own_dense_one(
