@@ -1381,7 +1381,13 @@ def _(right: Any) -> Rebound:
 
 @mistake("E8", "missing tensors are silently the model's own")
 def _(right: Any) -> Rebound:
-    return {"check_same": unchecked}
+    by_place = right.forward.by_place
+
+    def else_the_models_own(model: nn.Module, parameters: Any, buffers: Any) -> Any:
+        own, own_buffers = dict(model.named_parameters()), dict(model.named_buffers())
+        return by_place(model, {**own, **parameters}, {**own_buffers, **buffers})
+
+    return {"check_same": unchecked, "by_place": else_the_models_own}
 
 
 @mistake("E9", "any seed is hashed")
