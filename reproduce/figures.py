@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MultipleLocator, StrMethodFormatter
 
-from pemn_ref.file import write
+from pemn_ref.atomic import write
 from reproduce.cells import PRUNED, Cell, Study
 from reproduce.rows import Row
 from reproduce.studies import REPORTED, Reported

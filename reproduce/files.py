@@ -13,7 +13,8 @@ from rich.table import Table
 from safetensors.torch import save as to_bytes
 
 import pemn_ref as pemn
-from pemn_ref.file import FileError, Info, inspect, load, load_dense, save, write
+from pemn_ref.atomic import write
+from pemn_ref.file import FileError, Info, inspect, load, load_dense, save
 from reproduce.cells import Cell
 from reproduce.networks import Network, make_model, masked_network
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from pemn_ref.file import write
+from pemn_ref.atomic import write
 from reproduce.cells import Study
 from reproduce.figures import PAPER_FIGURES, draw_figures, title
 from reproduce.ledger import read

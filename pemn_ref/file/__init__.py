@@ -5,10 +5,9 @@ alone. A file with any other header than a writer would make, or another checksu
 :class:`FileError`. ``import pemn_ref`` does not import this package.
 """
 
-from pemn_ref.atomic import write
 from pemn_ref.file.bits import pack, unpack
 from pemn_ref.file.header import Info
 from pemn_ref.file.loading import FileError, inspect, load, load_dense
 from pemn_ref.file.saving import save
 
-__all__ = ["FileError", "Info", "inspect", "load", "load_dense", "pack", "save", "unpack", "write"]
+__all__ = ["FileError", "Info", "inspect", "load", "load_dense", "pack", "save", "unpack"]
