@@ -1126,8 +1126,8 @@ def _(right: Any) -> Rebound:
 
 @mistake("C1", "second names of tied tensors are forgotten")
 def _(right: Any) -> Rebound:
-    names = right.file._names
-    return {"_names": lambda model: ({}, names(model)[1])}
+    names = right.file.names.stored_names
+    return {"stored_names": lambda model: ({}, names(model)[1])}
 
 
 @mistake("C1", "the buffers are those of the model")
@@ -1214,12 +1214,12 @@ def _(right: Any) -> Rebound:
 
 @mistake("C5", "the weights are not compared with the prototype that is stored")
 def _(right: Any) -> Rebound:
-    return {"_need": unchecked}
+    return {"need": unchecked}
 
 
 @mistake("C6", "what the file has and the model has not is left out")
 def _(right: Any) -> Rebound:
-    check_same = right.file.check_same
+    check_same = right.checks.check_same
 
     def check_known(what: str, got: Any, want: Any) -> None:
         check_same(what, {name: got[name] for name in got if name in want}, want)
@@ -1229,20 +1229,20 @@ def _(right: Any) -> Rebound:
 
 @mistake("C6", "ties are not compared")
 def _(right: Any) -> Rebound:
-    need = right.file._need
-    return {"_need": lambda true, otherwise: need(true or "ties" in otherwise, otherwise)}
+    need = right.file.header.need
+    return {"need": lambda true, otherwise: need(true or "ties" in otherwise, otherwise)}
 
 
 @mistake("C6", "values that the model's dtype does not hold become infinite")
 def _(right: Any) -> Rebound:
-    need = right.file._need
-    return {"_need": lambda true, otherwise: need(true or "too large for" in otherwise, otherwise)}
+    need = right.file.header.need
+    return {"need": lambda true, otherwise: need(true or "too large for" in otherwise, otherwise)}
 
 
 @mistake("C7", "the checksum is not compared")
 def _(right: Any) -> Rebound:
-    need = right.file._need
-    return {"_need": lambda true, otherwise: need(true or "checksum" in otherwise, otherwise)}
+    need = right.file.header.need
+    return {"need": lambda true, otherwise: need(true or "checksum" in otherwise, otherwise)}
 
 
 @mistake("C8", "bits are written and read from the most significant")
@@ -1256,7 +1256,7 @@ def _(right: Any) -> Rebound:
 
 @mistake("C9", "values that are not finite are read")
 def _(right: Any) -> Rebound:
-    return {"_check_values": unchecked}
+    return {"check_values": unchecked}
 
 
 @mistake("C9", "shapes have any number of dimensions")
@@ -1277,12 +1277,12 @@ def _(right: Any) -> Rebound:
 
 @mistake("C11", "offsets, lengths and the order of the tensors are not looked at")
 def _(right: Any) -> Rebound:
-    need = right.file._need
+    need = right.file.header.need
 
     def unless_header(true: bool, otherwise: str) -> None:
         need(true or "header" in otherwise or "checksum" in otherwise, otherwise)
 
-    return {"_need": unless_header}
+    return {"need": unless_header}
 
 
 @mistake("C12", "of a long layer the first 4096 weights are read")
@@ -1300,7 +1300,7 @@ def _(right: Any) -> Rebound:
 
 @mistake("C13", "persistent buffers are found by the tensors of the state_dict")
 def _(right: Any) -> Rebound:
-    names = right.file._names
+    names = right.file.names.stored_names
 
     def by_tensor(model: nn.Module) -> Any:
         entries = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}
@@ -1308,12 +1308,12 @@ def _(right: Any) -> Rebound:
         tied, stored = names(model)
         return tied, stored - lost
 
-    return {"_names": by_tensor}
+    return {"stored_names": by_tensor}
 
 
 @mistake("C14", "a header is read however long it says it is")
 def _(right: Any) -> Rebound:
-    return {"_check_length": unchecked}
+    return {"check_length": unchecked}
 
 
 # --- Errors -------------------------------------------------------------------------------------
@@ -1381,7 +1381,13 @@ def _(right: Any) -> Rebound:
 
 @mistake("E8", "missing tensors are silently the model's own")
 def _(right: Any) -> Rebound:
-    return {"check_same": unchecked}
+    by_place = right.forward.by_place
+
+    def else_the_models_own(model: nn.Module, parameters: Any, buffers: Any) -> Any:
+        own, own_buffers = dict(model.named_parameters()), dict(model.named_buffers())
+        return by_place(model, {**own, **parameters}, {**own_buffers, **buffers})
+
+    return {"check_same": unchecked, "by_place": else_the_models_own}
 
 
 @mistake("E9", "any seed is hashed")
