@@ -91,18 +91,24 @@ def masked_forward(
 
 
 def by_place(model: nn.Module, parameters: Tensors, buffers: Tensors) -> dict[str, Any]:
-    """The tensors under one name for each attribute of the model that holds one.
+    """The tensors of a state under one name for each attribute of the model, as ``places`` says."""
+    tensors = {**parameters, **buffers}
+    return {place: name and tensors[name] for place, name in places(model).items()}
+
+
+def places(model: nn.Module) -> dict[str, str | None]:
+    """One name for each attribute that can hold a tensor -> the name of its tensor in a state.
 
     A tied tensor appears once per attribute, also where its module has several names: a functional
     call swaps an attribute once for each name that it is given, and left to find ties itself it
-    puts the wrong tensor back. An attribute that is None is listed too, so that what forward sets
-    there does not stay in the model.
+    puts the wrong tensor back. An attribute that is None is listed too, as None, so that what
+    forward sets there does not stay in the model.
     """
-    for_parameters = {own: parameters[name] for name, own in model.named_parameters()}
-    for_buffers = {own: buffers[name] for name, own in model.named_buffers()}
+    parameters = {own: name for name, own in model.named_parameters()}
+    buffers = {own: name for name, own in model.named_buffers()}
     return {
-        f"{path}.{attribute}".removeprefix("."): None if own is None else given[own]
+        f"{path}.{attribute}".removeprefix("."): None if own is None else names[own]
         for path, module in model.named_modules()
-        for held, given in ((module._parameters, for_parameters), (module._buffers, for_buffers))
+        for held, names in ((module._parameters, parameters), (module._buffers, buffers))
         for attribute, own in held.items()
     }

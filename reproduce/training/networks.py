@@ -2,12 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 import pemn_ref as pemn
+from pemn_ref import fast
+from pemn_ref.checks import Tensors, check_model
+from pemn_ref.forward import places
 from reproduce.data.datasets import DATASETS
 from reproduce.models.convmixer import ConvMixer
 from reproduce.models.resnet import ResNet
@@ -114,11 +119,34 @@ def _others(model: nn.Module, state: pemn.State) -> list[Tensor]:
 
 
 def _masked(cell: Cell, model: nn.Module, state: pemn.State) -> Callable[[Tensor], Tensor]:
-    density = cell.density
-    assert density is not None
+    """``masked_forward`` for a network that is run many times.
+
+    What does not change is done once: the comparison of the state with the model, and masks whose
+    scores are not trained.
+    """
+    weights, scores, rest, buffers = state
+    check_model(model, weights, rest, buffers)
+    where = places(model)
+    assert cell.density is not None
+    make: Callable[[], Tensors]
+    if _trained(scores):
+        make = partial(fast.apply_mask, weights, scores, density=cell.density)
+    elif _trained(weights):
+        ones = {name: torch.ones_like(weight) for name, weight in weights.items()}
+        masks = fast.apply_mask(ones, scores, density=cell.density)
+        make = lambda: {name: weight * masks[name] for name, weight in weights.items()}  # noqa: E731
+    else:
+        masked = fast.apply_mask(weights, scores, density=cell.density)
+        make = lambda: masked  # noqa: E731
 
     def logits(images: Tensor) -> Tensor:
-        output: Tensor = pemn.masked_forward(model, *state, images, density=density)
+        tensors: dict[str, Any] = {**make(), **rest, **buffers}
+        placed: dict[str, Any] = {place: name and tensors[name] for place, name in where.items()}
+        output: Tensor = functional_call(model, placed, images, tie_weights=False)
         return output
 
     return logits
+
+
+def _trained(tensors: Tensors) -> bool:
+    return any(tensor.requires_grad for tensor in tensors.values())
