@@ -1,12 +1,10 @@
 """Small trials of a device: its numbers, its training, its way back from a checkpoint."""
 
-import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,8 +19,8 @@ from reproduce.rows.row import Row
 from reproduce.runs.store import RunStore
 from reproduce.study.cells import Cell, ViT
 from reproduce.study.studies import STUDIES
-from reproduce.training.checkpoint import Checkpoint, Stop
-from reproduce.training.device import Device
+from reproduce.training.checkpoint import OUT_OF_TIME, Checkpoint, Stop, Stopped
+from reproduce.training.device import Device, open_device
 from reproduce.training.loop import Epoch
 from reproduce.training.networks import Network, make_model, make_network, masked_network
 from reproduce.training.run import Skipped, train_run
@@ -159,75 +157,84 @@ def train_briefly(
 
 
 def stop_and_resume(device: Device, folder: Path) -> str:
-    """The command itself, stopped by SIGTERM and given again, beside one that is not stopped.
+    """The command itself, resuming a run that another process stopped, beside one in one piece.
+
+    Three processes of their own, as a user's would be: the whole run, the first part, the rest.
 
     Raises:
-        TrialError: if it does not stop, or does not go on as ``compare_runs`` would have it.
+        TrialError: if the rest is not as ``compare_runs`` would have it, or a process fails.
     """
-    study = STUDIES["digits"].chosen(models=["convmixer"], strategies=["mp"]).shortened(_EPOCHS)
-    run = study.cells[0].run_id(0)
+    run = _RESUMED.run_id(0)
     whole, parts = (RunStore(folder / name, "digits", print) for name in ("whole", "parts"))
-    _finish(_start(device, whole))
-
-    wait = sum(epoch["seconds"] for epoch in whole.rows()[run]["history"][:2])
-    lock = parts.out / "locks" / f"{run}.lock"
-    tries = _TRIES
-    kept: list[Epoch] = []
-    while not kept:  # a device that was slow to begin has not come so far
-        lock.unlink(missing_ok=True)
-        child = _start(device, parts)
-        while child.poll() is None and not lock.exists():
-            time.sleep(0.02)
-        time.sleep(wait)
-        child.terminate()
-        _, errors = child.communicate()
-        if run in parts.rows():  # quicker to begin than the first process, it was done before
-            tries -= 1
-            if not tries:
-                raise TrialError(f"SIGTERM does not stop it: {_NO_STOP}")
-            wait /= 2
-            shutil.rmtree(parts.out)
-            parts = RunStore(parts.out, "digits", print)
-            continue
-        _expect(128 + signal.SIGTERM, child, errors)
-        content = parts.checkpoint(run, 0, Stop()).read()
-        if content is None:
-            raise TrialError(f"stopped without a checkpoint: {_NO_STOP}")
-        kept = [Epoch(*epoch) for epoch in content["position"]["history"]]
-
-    _finish(_start(device, parts))
+    _run(*_command(device, whole.out))
+    _run("-m", "reproduce.preflight.trials", str(device.torch), str(parts.out))
+    content = parts.checkpoint(run, 0, Stop()).read()
+    if content is None:
+        raise TrialError(f"stopped without a checkpoint: {_NO_STOP}")
+    kept = [Epoch(*epoch) for epoch in content["position"]["history"]]
+    _run(*_command(device, parts.out))
     compare_runs(parts, whole, run, kept, device)
     same = ", to the same bits" if device.repeats else ""
-    return f"stopped after {len(kept)} epochs, gone on to {_EPOCHS}{same}"
+    return f"stopped after {len(kept)} epochs, resumed to {_RESUMED.recipe.epochs}{same}"
 
 
-_EPOCHS = 10
-_TRIES = 6
+(_RESUMED,) = STUDIES["digits"].chosen(models=["convmixer"], strategies=["mp"]).shortened(10).cells
 _NO_STOP = "do not stop runs there, or mend that first"
 
 
-def _start(device: Device, store: RunStore) -> "subprocess.Popen[str]":
-    what = ("--model", "convmixer", "--strategy", "mp", "--seeds", "1", "--epochs", str(_EPOCHS))
-    where = ("--device", str(device.torch), "--out", str(store.out))
-    return subprocess.Popen(
-        [sys.executable, "-m", "reproduce", "run", *what, *where],
+def _command(device: Device, out: Path) -> list[str]:
+    what = ("--model", "convmixer", "--strategy", "mp", "--seeds", "1")
+    epochs = ("--epochs", str(_RESUMED.recipe.epochs))
+    return [
+        "-m",
+        "reproduce",
+        "run",
+        *what,
+        *epochs,
+        "--device",
+        str(device.torch),
+        "--out",
+        str(out),
+    ]
+
+
+def _run(*arguments: str) -> None:
+    done = subprocess.run(
+        [sys.executable, *arguments],
         cwd=Path(__file__).parents[2],  # where python finds the package
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         encoding="utf-8",
-        errors="replace",  # a child says what its own locale can
+        errors="replace",
     )
+    if done.returncode:
+        said = done.stderr.strip() or "nothing was said"
+        raise TrialError(f"exit code {done.returncode}: {said}: {_NO_STOP}")
 
 
-def _finish(child: "subprocess.Popen[str]") -> None:
-    _, errors = child.communicate()
-    _expect(0, child, errors)
+@dataclass
+class _After(Stop):
+    """Asks to stop after so many steps, whatever time they take."""
+
+    steps: int = 0
+
+    @property
+    def asked(self) -> bool:
+        """Whether these steps are done."""
+        self.steps -= 1
+        if self.steps < 0:
+            self.code = OUT_OF_TIME
+        return self.code is not None
 
 
-def _expect(code: int, child: "subprocess.Popen[str]", errors: str) -> None:
-    if child.returncode != code:
-        said = errors.strip() or "nothing was said"
-        raise TrialError(f"exit code {child.returncode}, not {code}: {said}: {_NO_STOP}")
+def train_a_part(device: Device, out: Path) -> None:
+    """Train until the middle of the third epoch, and stop as a signal or a time limit would."""
+    run, images = _RESUMED.run_id(0), load("digits")
+    store = RunStore(out, "digits", print)
+    steps = 2.5 * len(images[0]) / _RESUMED.recipe.batch
+    checkpoint = store.checkpoint(run, float("inf"), _After(steps=int(steps)))
+    with store.claim(run), suppress(Stopped):
+        train_run(_RESUMED, 0, images, device, checkpoint, store.file(run), lambda _: None)
 
 
 def compare_runs(
@@ -240,7 +247,7 @@ def compare_runs(
     """
     row, expected = (store.rows()[run] for store in (parts, whole))
     if [Epoch(**epoch) for epoch in row["history"][: len(kept)]] != [*kept]:  # times and all
-        raise TrialError(f"the run did not go on from its checkpoint: {_NO_STOP}")
+        raise TrialError(f"the run was not resumed from its checkpoint: {_NO_STOP}")
     one, other = (store.file(run).read_bytes() for store in (parts, whole))
     if device.repeats and (_times_aside(row) != _times_aside(expected) or one != other):
         raise TrialError(f"row or network are not those of a run in one piece: {_NO_STOP}")
@@ -249,3 +256,8 @@ def compare_runs(
 def _times_aside(row: Row) -> Row:
     history = [{**epoch, "seconds": None} for epoch in row["history"]]
     return {**row, "seconds": None, "images_per_second": None, "history": history}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)  # as the study has it
+    train_a_part(open_device(sys.argv[1]), Path(sys.argv[2]))

@@ -3,9 +3,10 @@
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,6 +35,7 @@ from reproduce.tests.invented import failed_row_of, write_rows
 from reproduce.training.checkpoint import Stop
 from reproduce.training.device import Device, open_device
 from reproduce.training.loop import Epoch
+from reproduce.training.run import Skipped
 
 CPU = open_device("cpu")
 DIGITS = STUDIES["digits"].chosen()
@@ -180,7 +182,7 @@ def test_a_loss_that_does_not_fall_is_said(
 def test_memory_that_is_too_small_to_train_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trials, "train_run", lambda *_: None)
+    monkeypatch.setattr(trials, "train_run", lambda *_: Skipped("the memory is too small"))
     with pytest.raises(TrialError, match="memory is too small for convmixer"):
         train_briefly(DIGITS.cells, {}, CPU, tmp_path)
 
@@ -197,76 +199,27 @@ def test_a_fast_device_trains_the_cells_themselves_on_their_data_if_that_is_ther
 
 def test_a_run_that_is_stopped_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     said = stop_and_resume(CPU, tmp_path)
-    assert "gone on to 10, to the same bits" in said
+    assert said == "stopped after 2 epochs, resumed to 10, to the same bits"
 
 
-def test_a_run_that_is_slow_to_begin_is_stopped_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("number", "instead", "named"),
+    [
+        (2, "", "stopped without a checkpoint: do not stop runs there"),
+        (3, "import sys; sys.exit('out of luck')", "exit code 1: out of luck: do not stop"),
+    ],
+)
+def test_a_run_that_cannot_be_stopped_or_resumed_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, instead: str, named: str
 ) -> None:
-    popen = subprocess.Popen
-    slow = """
-import runpy, time
-import reproduce.training.run
-make = reproduce.training.run.make_network
-reproduce.training.run.make_network = lambda *how: (time.sleep(3), make(*how))[1]
-runpy.run_module("reproduce", run_name="__main__", alter_sys=True)
-"""
-    starts: list[Sequence[str]] = []
+    run, calls = subprocess.run, count(1)
 
-    def start(command: Sequence[str], **how: Any) -> "subprocess.Popen[str]":
-        starts.append(command)
-        python, _, _, *arguments = command
-        first_that_is_stopped = len(starts) == 2
-        return popen([python, "-c", slow, *arguments] if first_that_is_stopped else command, **how)
+    def start(command: list[str], **how: Any) -> Any:
+        other = next(calls) == number
+        return run([command[0], "-c", instead] if other else command, **how)
 
-    monkeypatch.setattr(subprocess, "Popen", start)
-    said = stop_and_resume(CPU, tmp_path)
-    assert "stopped after 0 epochs" not in said
-    assert "gone on to 10, to the same bits" in said
-    assert len(starts) > 3  # whole, stopped too early, stopped, gone on
-
-
-def test_a_run_that_is_quicker_to_begin_than_the_first_is_stopped_sooner(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    popen = subprocess.Popen
-    cold = """
-import runpy, time
-import reproduce.training.loop as t
-loss, steps = t.cross_entropy, iter([4])
-t.cross_entropy = lambda *how: (time.sleep(next(steps, 0)), loss(*how))[1]
-runpy.run_module("reproduce", run_name="__main__", alter_sys=True)
-"""
-    starts: list[Sequence[str]] = []
-
-    def start(command: Sequence[str], **how: Any) -> "subprocess.Popen[str]":
-        starts.append(command)
-        python, _, _, *arguments = command
-        return popen([python, "-c", cold, *arguments] if len(starts) == 1 else command, **how)
-
-    monkeypatch.setattr(subprocess, "Popen", start)
-    assert "gone on to 10, to the same bits" in stop_and_resume(CPU, tmp_path)
-    assert len(starts) > 3  # whole, done before it was stopped, stopped, gone on
-
-
-def test_a_run_that_cannot_be_stopped_is_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    popen = subprocess.Popen
-    deaf = """
-import runpy
-from reproduce.training.checkpoint import Stop
-Stop.asked = False
-runpy.run_module("reproduce", run_name="__main__", alter_sys=True)
-"""
-
-    def start(command: Sequence[str], **how: Any) -> "subprocess.Popen[str]":
-        python, _, _, *arguments = command
-        return popen([python, "-c", deaf, *arguments], **how)
-
-    monkeypatch.setattr(subprocess, "Popen", start)
-    monkeypatch.setattr(trials, "_TRIES", 2)
-    with pytest.raises(TrialError, match="SIGTERM does not stop it: do not stop runs there"):
+    monkeypatch.setattr(subprocess, "run", start)
+    with pytest.raises(TrialError, match=named):
         stop_and_resume(CPU, tmp_path)
 
 
@@ -277,8 +230,8 @@ runpy.run_module("reproduce", run_name="__main__", alter_sys=True)
         ({"seconds": 9.0, "images_per_second": 9.0}, b"bits", None),
         ({"accuracy_last": 0.6}, b"bits", "row or network"),
         ({}, b"other", "row or network"),
-        ({"history": [Epoch(2.0, 0.3, 1.1)._asdict()]}, b"bits", "did not go on"),
-        ({"history": [Epoch(2.0, 0.4, 1.0)._asdict()]}, b"bits", "did not go on"),
+        ({"history": [Epoch(2.0, 0.3, 1.1)._asdict()]}, b"bits", "was not resumed"),
+        ({"history": [Epoch(2.0, 0.4, 1.0)._asdict()]}, b"bits", "was not resumed"),
     ],
 )
 def test_a_run_that_does_not_go_on_as_it_was_is_said(
@@ -297,7 +250,7 @@ def test_a_run_that_does_not_go_on_as_it_was_is_said(
     else:
         with pytest.raises(TrialError, match=named):
             trials.compare_runs(parts, whole, "r", kept, CPU)
-    if named != "did not go on":
+    if named != "was not resumed":
         trials.compare_runs(parts, whole, "r", kept, like(NotRepeating))
 
 
