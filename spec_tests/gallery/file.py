@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from spec_tests.gallery.mistakes import Rebound, mistake, rebinds
 
@@ -147,3 +148,19 @@ def _names(right: Any, model: nn.Module) -> Any:
 @mistake("C14", "a header is read however long it says it is")
 def _check_length(right: Any, length: int) -> None:
     pass
+
+
+@mistake("C15", "what is loaded is tried in the model, where torch looks for the ties")
+def load(right: Any, path: Any, model: nn.Module) -> Any:
+    state, info = right.load(path, model)
+    masked = right.apply_mask(state.weights, state.scores, density=info.density)
+    functional_call(right._StateDict(model), {f"model.{n}": w for n, w in masked.items()})
+    return state, info
+
+
+@mistake("C15", "saving puts the masked weights into the model")
+def save(
+    right: Any, path: Any, model: Any, state: Any, *args: Any, density: float, **kw: Any
+) -> None:
+    model.load_state_dict(right.materialize(model, state, density=density))
+    right.save(path, model, state, *args, density=density, **kw)
