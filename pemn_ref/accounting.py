@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from pemn_ref.prototype import Shapes, Strategy, prototype_groups
+from pemn_ref.checks import Shapes
+from pemn_ref.prototype import Strategy, prototype_groups
 
 
 class Storage(NamedTuple):
@@ -41,7 +42,8 @@ def storage(shapes: Shapes, strategy: Strategy, others: Iterable[Tensor] = ()) -
     persistent buffers. The paper leaves them out of both sides.
 
     Raises:
-        ValueError: if ``shapes`` is empty, a weight has no elements or ``strategy`` is none.
+        ValueError: if ``shapes`` is empty, a weight has no elements or ``strategy`` is not
+            a Strategy.
 
     >>> from pemn_ref import rp
     >>> storage({"a": (64, 64, 3, 3), "fc": (10, 64)}, rp(1e-2))[:3]

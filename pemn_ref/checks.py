@@ -5,7 +5,10 @@ from numbers import Real
 
 from torch import Tensor, nn
 
+Shapes = Mapping[str, Sequence[int]]
+"""Name of each maskable weight -> its shape, in the order of ``model.named_parameters()``."""
 Tensors = Mapping[str, Tensor]
+"""Tensors by name: that of a parameter or buffer of the model, or that of a prototype."""
 
 
 def check_fraction(what: str, value: float) -> None:
@@ -14,7 +17,7 @@ def check_fraction(what: str, value: float) -> None:
         raise ValueError(f"{what} must be a number in (0, 1], got {value!r}")
 
 
-def check_shapes(shapes: Mapping[str, Sequence[int]]) -> None:
+def check_shapes(shapes: Shapes) -> None:
     """There is something to mask, and every layer has weights."""
     if not shapes:
         raise ValueError("nothing to mask: there is no convolution, linear or attention weight")

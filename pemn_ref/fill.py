@@ -1,32 +1,30 @@
 """Filling: where the value of each weight comes from."""
 
 import math
-from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
-from pemn_ref.prototype import Shapes, Strategy, prototype_groups
+from pemn_ref.checks import Shapes, Tensors
+from pemn_ref.prototype import Strategy, prototype_groups
 
 
-def fill_weights(
-    prototype: Mapping[str, Tensor], shapes: Shapes, strategy: Strategy
-) -> dict[str, Tensor]:
+def fill_weights(prototype: Tensors, shapes: Shapes, strategy: Strategy) -> dict[str, Tensor]:
     """Tile the prototype into every weight: element i (row-major) takes ``prototype[i mod L]``.
 
     Every layer starts at the beginning of its prototype. Returns name -> weight of its shape, in
     the dtype and on the device of the prototype, cut from its graph (paper, section 3).
 
     Raises:
-        ValueError: if a weight has no elements, ``strategy`` is none, or a prototype is missing,
-            empty or not 1-D.
+        ValueError: if a weight has no elements, ``strategy`` is not a Strategy, or a prototype is
+            missing, empty or not 1-D.
 
-    >>> import torch
     >>> from pemn_ref import rp
     >>> fill_weights({"all": torch.arange(3)}, {"fc.weight": (2, 4)}, rp(0.5))["fc.weight"]
     tensor([[0, 1, 2, 0],
             [1, 2, 0, 1]])
     """
-    prototype_groups(shapes, strategy)  # refuses what is no strategy, and empty weights
+    prototype_groups(shapes, strategy)  # refuses what is not a Strategy, and empty weights
     weights = {}
     for name, shape in shapes.items():
         group = strategy.group(name, shape)
@@ -35,8 +33,6 @@ def fill_weights(
         values = prototype[group].detach()
         if values.ndim != 1 or len(values) == 0:
             raise ValueError(f"prototype {group!r} must be 1-D, not empty: {tuple(values.shape)}")
-        numel = math.prod(shape)
-        copies = -(-numel // len(values))  # rounded up
-        # Cut before, where the prototype is the longer one; repeat copies, also where it is once.
-        weights[name] = values[:numel].repeat(copies)[:numel].reshape(tuple(shape))
+        index = torch.arange(math.prod(shape), device=values.device) % len(values)
+        weights[name] = values[index].reshape(tuple(shape))
     return weights

@@ -1,13 +1,12 @@
 """Running any ``nn.Module``, unmodified, with masked weights."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.func import functional_call
 
-from pemn_ref.checks import check_model
+from pemn_ref.checks import Tensors, check_model
 from pemn_ref.masks import apply_mask
 
 
@@ -53,10 +52,10 @@ def _maskable_attributes(module: nn.Module) -> tuple[str, ...]:
 
 def masked_forward(
     model: nn.Module,
-    weights: Mapping[str, Tensor],
-    scores: Mapping[str, Tensor],
-    rest: Mapping[str, Tensor],
-    buffers: Mapping[str, Tensor],
+    weights: Tensors,
+    scores: Tensors,
+    rest: Tensors,
+    buffers: Tensors,
     /,
     *inputs: Any,
     density: float,
@@ -66,7 +65,8 @@ def masked_forward(
 
     The model stays as it is. In training mode batch-norm statistics move in ``buffers``, in place,
     exactly as a plain module's would; nothing else is modified. All keywords but ``density`` go to
-    the model.
+    the model. The four parts of a ``State`` are arguments of their own, since ``torch.func`` maps
+    and differentiates by argument: ``grad(..., argnums=1)`` is that of the scores.
 
     Limits. A module that *rebinds* a buffer (``self.n = self.n + 1``) loses that update. A weight
     that forward takes from anywhere but its module's attribute (a list, say) runs unmasked.
@@ -90,9 +90,7 @@ def masked_forward(
     return functional_call(model, tensors, inputs, kwargs, tie_weights=False)
 
 
-def by_place(
-    model: nn.Module, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]
-) -> dict[str, Any]:
+def by_place(model: nn.Module, parameters: Tensors, buffers: Tensors) -> dict[str, Any]:
     """The tensors under one name for each attribute of the model that holds one.
 
     A tied tensor appears once per attribute, also where its module has several names: a functional

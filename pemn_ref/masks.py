@@ -1,13 +1,12 @@
 """The mask: one learned score per weight, the largest of each layer kept (edge-popup)."""
 
 import math
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from pemn_ref.checks import check_fraction, check_same, check_shapes
-from pemn_ref.prototype import Shapes, fan_in, random_stream
+from pemn_ref.checks import Shapes, Tensors, check_fraction, check_same, check_shapes
+from pemn_ref.prototype import fan_in, random_stream
 
 
 def init_scores(shapes: Shapes, *, seed: int) -> dict[str, Tensor]:
@@ -47,7 +46,9 @@ def kept(numel: int, density: float) -> int:
     if numel < 1:
         raise ValueError(f"numel must be at least 1, got {numel!r}")
     check_fraction("density", density)
-    return max(1, -(-round(float(density) * 10**12) * numel // 10**12))
+    trillion = 10**12
+    share = round(float(density) * trillion)
+    return max(1, (share * numel + trillion - 1) // trillion)  # the quotient, rounded up
 
 
 def score_mask(scores: Tensor, *, density: float) -> Tensor:
@@ -67,15 +68,11 @@ def score_mask(scores: Tensor, *, density: float) -> Tensor:
     """
     if not scores.is_floating_point():
         raise ValueError(f"scores must be of a real floating dtype, got {scores.dtype}")
-    number = kept(scores.numel(), density)
-    magnitude = scores.detach().flatten().abs()
-    magnitude = torch.where(magnitude.isnan(), math.inf, magnitude)  # NaN >= x is never true
-    smallest_kept = magnitude.topk(number, sorted=False).values.min()  # unsorted: 3 times as fast
-    large = magnitude >= smallest_kept
-    tied = magnitude == smallest_kept
-    surplus = large.sum() - number
-    keep = large & ~(tied & (tied.cumsum(0) <= surplus))  # of those tied the first are too many
-    mask = keep.reshape(scores.shape).to(scores.dtype)
+    magnitude = scores.detach().abs().flatten()
+    magnitude = torch.where(magnitude.isnan(), math.inf, magnitude)  # a sort has NaN above infinity
+    order = magnitude.argsort(stable=True)  # ascending; of equal scores the earlier first
+    dropped = order[: scores.numel() - kept(scores.numel(), density)]
+    mask = torch.ones_like(magnitude).scatter(0, dropped, 0).reshape(scores.shape)
 
     # Straight-through by algebra: adds exactly 0 to the mask, and |score| to its graph. An
     # autograd.Function returned all-zero gradients under compile with func.grad, silently.
@@ -83,9 +80,7 @@ def score_mask(scores: Tensor, *, density: float) -> Tensor:
     return mask + (finite - finite.detach())
 
 
-def apply_mask(
-    weights: Mapping[str, Tensor], scores: Mapping[str, Tensor], *, density: float
-) -> dict[str, Tensor]:
+def apply_mask(weights: Tensors, scores: Tensors, *, density: float) -> dict[str, Tensor]:
     """Weights times masks, layer by layer (paper, section 3).
 
     Returns name -> masked weight, of the shape, dtype and device of the weight.

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from numbers import Integral
@@ -10,10 +10,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from pemn_ref.checks import check_fraction, check_shapes
-
-Shapes = Mapping[str, Sequence[int]]
-"""Name of each maskable weight -> its shape, in the order of ``model.named_parameters()``."""
+from pemn_ref.checks import Shapes, check_fraction, check_shapes
 
 
 @dataclass(frozen=True)
@@ -96,7 +93,8 @@ def prototype_groups(shapes: Shapes, strategy: Strategy) -> dict[str, tuple[int,
     That weight, the giver, has all of the prototype's values in it.
 
     Raises:
-        ValueError: if ``shapes`` is empty, a weight has no elements or ``strategy`` is none.
+        ValueError: if ``shapes`` is empty, a weight has no elements or ``strategy`` is not
+            a Strategy.
 
     >>> prototype_groups({"a": (2, 3), "b": (10, 30)}, rp(0.1))
     {'all': (31, 'b')}
@@ -110,7 +108,10 @@ def prototype_groups(shapes: Shapes, strategy: Strategy) -> dict[str, tuple[int,
         group = strategy.group(name, shape)
         if group not in givers or numel[name] > numel[givers[group]]:
             givers[group] = name
-    return {group: (prototype_length(numel[n], strategy.ratio), n) for group, n in givers.items()}
+    return {
+        group: (prototype_length(numel[giver], strategy.ratio), giver)
+        for group, giver in givers.items()
+    }
 
 
 def fan_in(shape: Sequence[int]) -> int:
@@ -141,8 +142,8 @@ def make_prototype(shapes: Shapes, strategy: Strategy, *, seed: int) -> dict[str
     at the same seed. The global random state is neither read nor moved.
 
     Raises:
-        ValueError: if ``shapes`` is empty, a weight has no elements, ``strategy`` is none or
-            ``seed`` is not an int.
+        ValueError: if ``shapes`` is empty, a weight has no elements, ``strategy`` is not a
+            Strategy or ``seed`` is not an int.
 
     >>> shapes = {"conv.weight": (8, 3, 5, 5), "fc.weight": (10, 8)}
     >>> {group: len(values) for group, values in make_prototype(shapes, mp, seed=0).items()}

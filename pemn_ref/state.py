@@ -44,7 +44,7 @@ def init(model: nn.Module, strategy: Strategy, *, seed: int) -> State:
 
     Raises:
         ValueError: if the model has nothing to mask, a maskable weight is empty or not a plain
-            parameter, ``strategy`` is none, or ``seed`` is not an int.
+            parameter, ``strategy`` is not a Strategy, or ``seed`` is not an int.
 
     >>> from pemn_ref import rp
     >>> state = init(nn.Linear(4, 2), rp(0.5), seed=0)

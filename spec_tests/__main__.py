@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pemn_ref.file import write
+from pemn_ref.atomic import write
 from spec_tests.mutation import mutate
 
 

@@ -6,7 +6,7 @@ keyed by the same names. Which clauses test what, and which are MUST (the algori
 (errors, extras, transforms), stands in the table of this folder's README.
 
 A name that is missing fails the clauses that need it, and no others. The names of the compressed
-file may be in a submodule ``file``, which is imported when they are needed.
+file may be in a submodule or package ``file``, which is imported when they are needed.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

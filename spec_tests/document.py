@@ -10,7 +10,7 @@ import json
 import warnings
 from pathlib import Path
 
-from pemn_ref.file import write
+from pemn_ref.atomic import write
 from spec_tests.clauses import all_clauses
 from spec_tests.gallery import GALLERY, Mistake, failure
 from spec_tests.plugin import as_json

@@ -13,7 +13,7 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-from pemn_ref.file import write
+from pemn_ref.atomic import write
 
 ROOT = Path(__file__).parents[1]  # mutmut reads the configuration there
 SUMMARY = Path(__file__).parent / "MUTATION.md"

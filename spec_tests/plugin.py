@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pemn_ref.file import write
+from pemn_ref.atomic import write
 from spec_tests.clauses import EXAMPLES, all_clauses
 from spec_tests.subject import MissingName, name_of, subject
 

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import traceback
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save as by_safetensors
 from torch import Tensor, nn
 
+import pemn_ref
 from spec_tests.clauses import EXAMPLES, clause
 from spec_tests.draws import Drawn, few, fractions, random_scores, seeds, strategies
 from spec_tests.models import CASES, Awkward, Renamed, built, untouched
@@ -831,6 +832,22 @@ def test_memory_of_python_stays_a_small_multiple_of_the_file(name: str, tmp_path
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 64 * len(data) + 200_000
+
+
+class ByKind(pemn_ref.Strategy):
+    """Two prototypes of its own kind, as in CONTRIBUTING.md."""
+
+    def group(self, name: str, shape: Sequence[int]) -> str:
+        """The prototype of a weight."""
+        return "linear" if len(shape) == 2 else "convolution"
+
+
+def test_a_strategy_that_no_reader_knows_is_not_saved(tmp_path: Path) -> None:
+    """Its file would name ``rp``, and be refused."""
+    model, path, strategy = Small(), tmp_path / "model.safetensors", ByKind("rp", 0.5)
+    with pytest.raises(ValueError, match=r"in a file, got ByKind\(name='rp', ratio=0\.5\)"):
+        pemn.save(path, model, state_of(model, strategy), strategy, density=0.5)
+    assert not path.exists()
 
 
 def test_values_take_the_dtype_of_the_model() -> None:

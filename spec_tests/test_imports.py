@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-import pemn_ref
-
 
 @pytest.mark.parametrize(
     ("missing", "imported"),
@@ -39,6 +37,15 @@ def lines_of_code(path: Path) -> int:
     return sum(bool(line) and line[0] != "#" and number not in texts for number, line in lines)
 
 
-def test_the_reference_is_under_300_lines_of_code() -> None:
-    modules = [path for path in Path(pemn_ref.__file__).parent.glob("*.py") if path.stem != "file"]
-    assert 200 < sum(map(lines_of_code, modules)) < 300
+def test_the_reference_is_under_330_lines_of_code() -> None:
+    """The algorithm is: all that ``import pemn_ref`` imports. Files are stored by other modules."""
+    program = (
+        "import sys, pemn_ref\n"
+        "for name, module in sys.modules.items():\n"
+        "    if name.startswith('pemn_ref'): print(module.__file__)"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    done = subprocess.run(command, capture_output=True, timeout=100, check=True, encoding="utf-8")
+    modules = [Path(line) for line in done.stdout.splitlines()]
+    assert {"masks", "state"} <= {path.stem for path in modules}
+    assert 200 < sum(map(lines_of_code, modules)) < 330

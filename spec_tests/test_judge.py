@@ -186,9 +186,9 @@ def test_reasons_of_survivors_are_kept() -> None:
     shown = "# x: survived\n--- a\n+++ a\n@@ -1,2 +1,2 @@\n     same\n-    a = 1\n+    a = 2"
     change = change_of("pemn_ref.prototype.xǁStrategyǁ__post_init____mutmut_2", shown)
     assert change == " prototype.Strategy.__post_init__\n-    a = 1\n+    a = 2"
-    other = change_of("pemn_ref.file.x__masks__mutmut_10", shown)
-    assert other.splitlines()[0] == " file._masks"
-    statuses = {"pemn_ref.file.a": "survived", "pemn_ref.file.b": "killed"}
+    other = change_of("pemn_ref.file.header.x__json__mutmut_10", shown)
+    assert other.splitlines()[0] == " file.header._json"
+    statuses = {"pemn_ref.file.bits.a": "survived", "pemn_ref.file.header.b": "killed"}
     page = summary("today", statuses, {"text": [change], NO_REASON: [other], "no longer": []})
     assert "| file | 1 | 2 | 50.0 |" in page
     assert reasons(page) == {change: "text", other: NO_REASON}

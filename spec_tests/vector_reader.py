@@ -1,4 +1,4 @@
-"""A reader of compressed models written from ``pemn_ref/FORMAT.md`` alone, in numpy."""
+"""A reader of compressed models written from ``pemn_ref/file/FORMAT.md`` alone, in numpy."""
 
 import hashlib
 import json

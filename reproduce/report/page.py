@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from pemn_ref.file import write
+from pemn_ref.atomic import write
 from reproduce.report.figures import PAPER_FIGURES, draw_figures, title
 from reproduce.report.tables import legend, make_table, markdown
 from reproduce.rows.ledger import read

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from pemn_ref.file import write
+from pemn_ref.atomic import write
 from reproduce.data.batches import Images
 from reproduce.rows.row import Row
 from reproduce.runs.study import TAKEN, Result, Work

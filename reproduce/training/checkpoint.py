@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pemn_ref.file import write
+from pemn_ref.atomic import write
 
 OUT_OF_TIME = 4
 """Exit code after a time limit. (After a signal it is 128 and the number of the signal.)"""

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save as to_bytes
 
 import pemn_ref as pemn
-from pemn_ref.file import FileError, inspect, load, load_dense, save, write
+from pemn_ref.atomic import write
+from pemn_ref.file import FileError, inspect, load, load_dense, save
 from reproduce.study.cells import Cell
 from reproduce.training.networks import Network, make_model, masked_network
 

@@ -15,8 +15,8 @@ def unpack(right: Any, packed: Any) -> Any:
 
 
 @mistake("C1", "second names of tied tensors are forgotten")
-def _names(right: Any, model: Any) -> Any:
-    return {}, right._names(model)[1]
+def stored_names(right: Any, model: Any) -> Any:
+    return {}, right.stored_names(model)[1]
 
 
 @mistake("C1", "the buffers are those of the model")
@@ -76,7 +76,7 @@ def save(
 
 
 @mistake("C5", "the weights are not compared with the prototype that is stored")
-def _need(right: Any, true: bool, otherwise: str) -> None:
+def need(right: Any, true: bool, otherwise: str) -> None:
     pass
 
 
@@ -86,18 +86,18 @@ def check_same(right: Any, what: str, got: Any, want: Any) -> None:
 
 
 @mistake("C6", "ties are not compared")
-def _need(right: Any, true: bool, otherwise: str) -> None:
-    right._need(true or "ties" in otherwise, otherwise)
+def need(right: Any, true: bool, otherwise: str) -> None:
+    right.need(true or "ties" in otherwise, otherwise)
 
 
 @mistake("C6", "values that the model's dtype does not hold become infinite")
-def _need(right: Any, true: bool, otherwise: str) -> None:
-    right._need(true or "too large for" in otherwise, otherwise)
+def need(right: Any, true: bool, otherwise: str) -> None:
+    right.need(true or "too large for" in otherwise, otherwise)
 
 
 @mistake("C7", "the checksum is not compared")
-def _need(right: Any, true: bool, otherwise: str) -> None:
-    right._need(true or "checksum" in otherwise, otherwise)
+def need(right: Any, true: bool, otherwise: str) -> None:
+    right.need(true or "checksum" in otherwise, otherwise)
 
 
 @rebinds("C8", "bits are written and read from the most significant")
@@ -109,7 +109,7 @@ def _(right: Any) -> Rebound:
 
 
 @mistake("C9", "values that are not finite are read")
-def _check_values(right: Any, name: str, tensor: Tensor) -> None:
+def check_values(right: Any, name: str, tensor: Tensor) -> None:
     pass
 
 
@@ -125,8 +125,8 @@ def inspect(right: Any, path: Any) -> Any:
 
 
 @mistake("C11", "offsets, lengths and the order of the tensors are not looked at")
-def _need(right: Any, true: bool, otherwise: str) -> None:
-    right._need(true or "header" in otherwise or "checksum" in otherwise, otherwise)
+def need(right: Any, true: bool, otherwise: str) -> None:
+    right.need(true or "header" in otherwise or "checksum" in otherwise, otherwise)
 
 
 @mistake("C12", "of a long layer the first 4096 weights are read")
@@ -138,15 +138,15 @@ def load_dense(right: Any, path: Any) -> Any:
 
 
 @mistake("C13", "persistent buffers are found by the tensors of the state_dict")
-def _names(right: Any, model: nn.Module) -> Any:
+def stored_names(right: Any, model: nn.Module) -> Any:
     entries = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}
     lost = {name for name, buffer in model.named_buffers() if id(buffer) not in entries}
-    tied, stored = right._names(model)
+    tied, stored = right.stored_names(model)
     return tied, stored - lost
 
 
 @mistake("C14", "a header is read however long it says it is")
-def _check_length(right: Any, length: int) -> None:
+def check_length(right: Any, length: int) -> None:
     pass
 
 

@@ -39,7 +39,7 @@ def test_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
     rows, table = run(command, tmp_path / "rows", "steps", "--batch", "2", "--device", "cpu")
     assert [row["what"] for row in rows] == [
         "convmixer-d1-w4: step masked / dense",
-        "convmixer-d1-w4: masks by topk / by a full sort, with gradient",
+        "convmixer-d1-w4: masks / as the released code makes them, with gradient",
         "convmixer-d1-w4: a batch augmented by one core / step masked",
     ]
     assert {row["pairs"] for row in rows} == {2}
@@ -71,7 +71,7 @@ def test_pairs_alternate_after_two_runs_that_do_not_count() -> None:
     assert (ratio.what, ratio.pairs) == ("a / b", 2)
 
 
-def test_masks_by_a_full_sort_are_those_by_topk() -> None:
+def test_masks_of_the_released_code_are_the_same() -> None:
     scores = torch.randn(5, 7, generator=torch.Generator().manual_seed(0)).requires_grad_()
     masks = []
     for make in (bench.sorted_mask, lambda s, d: pemn.score_mask(s, density=d)):

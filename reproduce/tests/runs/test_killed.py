@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from io import TextIOWrapper
 from itertools import count
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -71,6 +72,7 @@ def begin(log: Path, function: Callable[..., None], arguments: tuple[object, ...
     for stream in (1, 2):
         with Path(f"{log}.{stream}").open("wb") as file:
             os.dup2(file.fileno(), stream)
+    cast(TextIOWrapper, sys.stdout).reconfigure(errors="replace")  # as main does
     multiprocessing.set_start_method("fork", force=True)  # else its workers start as it did
     torch.set_num_threads(1)
     function(*arguments)

@@ -1,0 +1,199 @@
+"""A file becomes a masked network, or a dense one."""
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedReader
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pemn_ref.checks import Tensors, check_same
+from pemn_ref.file.bits import unpack_masks
+from pemn_ref.file.header import (
+    Info,
+    check_values,
+    checksum_of,
+    need,
+    read_header,
+    without_values,
+)
+from pemn_ref.file.names import stored_names
+from pemn_ref.fill import fill_weights
+from pemn_ref.forward import maskable_shapes
+from pemn_ref.state import State
+
+
+class FileError(ValueError):
+    """A file that is no compressed model, is damaged, or belongs to another model (our format).
+
+    >>> inspect(__file__)
+    Traceback (most recent call last):
+    pemn_ref.file.loading.FileError: ...loading.py: the header would end at byte ... of ...
+    """
+
+
+def inspect(path: str | os.PathLike[str]) -> Info:
+    """What the header says (our format). Nothing else is read, so the checksum is not verified.
+
+    ``storage(info.shapes, info.strategy, [*info.rest.values(), *info.buffers.values()])`` is the
+    cost of the model by every accounting.
+
+    Raises:
+        FileError: if the header is not that of a compressed model, or of a file of this length.
+        OSError: if the file cannot be opened or read.
+
+    >>> import tempfile
+    >>> from pemn_ref import init, rp
+    >>> from pemn_ref.file import save
+    >>> path, model = Path(tempfile.mkdtemp()) / "linear.safetensors", nn.Linear(64, 10)
+    >>> save(path, model, init(model, rp(0.1), seed=0), rp(0.1), density=0.5, tag="seed 0")
+    >>> inspect(path).strategy
+    Strategy(name='rp', ratio=0.1)
+    """
+    with _errors_of(path), _opened(path) as file:
+        return read_header(file)
+
+
+def load(path: str | os.PathLike[str], model: nn.Module) -> tuple[State, Info]:
+    """The masked network for ``model``, and what the file says of it (our format).
+
+    The state is one as ``init`` gives it, in the dtype, device and memory format of the model; its
+    scores are the masks as 0 and 1, which ``score_mask`` maps onto themselves. It is there to be
+    run: a score of 0 has no gradient, so that in training what is dropped would stay dropped.
+    Non-persistent buffers are copies of the model's.
+
+    Raises:
+        FileError: if the file is not whole and valid, or is of another model: the first name,
+            shape, tie or kind of dtype that differs is in the message; or if a value is too large
+            for the model's dtype.
+        OSError: if it cannot be opened or read.
+
+    >>> import tempfile
+    >>> from pemn_ref import init, rp
+    >>> from pemn_ref.file import save
+    >>> path, model = Path(tempfile.mkdtemp()) / "linear.safetensors", nn.Linear(64, 10)
+    >>> save(path, model, init(model, rp(0.1), seed=0), rp(0.1), density=0.5, tag="seed 0")
+    >>> state, info = load(path, model)
+    >>> state.scores["weight"].unique(), info.density
+    (tensor([0., 1.], grad_fn=...), 0.5)
+    """
+    own = dict(model.named_parameters())
+    buffers = dict(model.named_buffers())
+    maskable = {name: own.pop(name) for name in maskable_shapes(model)}
+    tied, stored = stored_names(model)
+    persistent = {name: buffers[name] for name in buffers if name in stored}
+
+    def like(own: Tensor, values: Tensor) -> Tensor:
+        return torch.empty_like(own).copy_(values)
+
+    def finite(name: str, own: Tensor, values: Tensor) -> Tensor:
+        cast = values.to(own.dtype)
+        need(bool(cast.isfinite().all()), f"{name} is too large for the model's {own.dtype}")
+        return like(own, cast)
+
+    state = State({}, {}, {}, {})
+    with _errors_of(path):
+        info, tensors = _content(path)
+        weights = {n: torch.empty(shape, device="meta") for n, shape in info.shapes.items()}
+        check_same("the weights are not those of the model", weights, maskable)
+        check_same("the rest is not that of the model", info.rest, own)
+        check_same("the buffers are not those of the model", info.buffers, persistent)
+        need(info.tied == tied, f"the ties are not those of the model: {info.tied}, not {tied}")
+        for name, buffer in persistent.items():
+            kinds = {buffer.is_floating_point(), info.buffers[name].is_floating_point()}
+            need(len(kinds) == 1, f"{name} is {info.buffers[name].dtype}, not {buffer.dtype}")
+        for name, mask in unpack_masks(info, tensors["masks"]):
+            prototype = _prototype(info, tensors, name)
+            weight = fill_weights(prototype, {name: info.shapes[name]}, info.strategy)[name]
+            state.weights[name] = finite(name, maskable[name], weight)
+            state.scores[name] = like(maskable[name], mask).requires_grad_()
+        for name, parameter in own.items():
+            values = finite(name, parameter, tensors[f"rest/{name}"])
+            state.rest[name] = values.requires_grad_(parameter.requires_grad)
+    for name, buffer in buffers.items():
+        state.buffers[name] = like(buffer, tensors.get(f"buffers/{name}", buffer))
+    return state, info
+
+
+def load_dense(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The dense ``state_dict`` from the file alone (our format), as ``materialize`` gives it.
+
+    Bit for bit, on the CPU, in the dtypes of the file; a tied tensor is there under each of its
+    names. Extra state of a module is not a tensor and not in the file. Where a hook renames the
+    entries of the model's ``state_dict``, a tensor is there under both names, that of
+    ``named_parameters`` or ``named_buffers`` and that of the hook.
+
+    Raises:
+        FileError: if the file is not whole and valid.
+        OSError: if it cannot be opened or read.
+
+    >>> import tempfile
+    >>> from pemn_ref import init, rp
+    >>> from pemn_ref.file import save
+    >>> path, model = Path(tempfile.mkdtemp()) / "linear.safetensors", nn.Linear(64, 10)
+    >>> save(path, model, init(model, rp(0.1), seed=0), rp(0.1), density=0.5, tag="seed 0")
+    >>> {name: tensor.count_nonzero() for name, tensor in load_dense(path).items()}
+    {'weight': tensor(320), 'bias': tensor(10)}
+    """
+    with _errors_of(path):
+        info, tensors = _content(path)
+        dense = {}
+        for name, mask in unpack_masks(info, tensors["masks"]):
+            ((_, values),) = _prototype(info, tensors, name).items()
+            # fill_weights, times the mask, in place: that is twice as fast. Short rows are slow.
+            row = values.repeat(4096 // len(values) + 1)
+            dense[name] = mask.to(row.dtype)
+            weight = dense[name].flatten()
+            whole = len(weight) // len(row) * len(row)
+            weight[:whole].view(-1, len(row)).mul_(row)
+            weight[whole:].mul_(row[: len(weight) - whole])
+        dense |= {name: tensors[f"rest/{name}"].clone() for name in info.rest}
+        dense |= {name: tensors[f"buffers/{name}"].clone() for name in info.buffers}
+        # Not a copy: a file with many names of one weight would take any amount of memory.
+        return dense | {name: dense[first] for name, first in info.tied.items()}
+
+
+def _prototype(info: Info, tensors: Tensors, name: str) -> dict[str, Tensor]:
+    """The prototype that fills a weight, under the name of its group."""
+    group = info.strategy.group(name, info.shapes[name])
+    return {group: tensors[f"prototype/{group}"]}
+
+
+def _content(path: str | os.PathLike[str]) -> tuple[Info, dict[str, Tensor]]:
+    """All of a file, once its checksum has been found right."""
+    with _opened(path) as file:
+        info = read_header(file)
+        metas = without_values(info)
+        data = bytearray(sum(meta.nbytes for meta in metas.values()))
+        file.readinto(data)
+    need(checksum_of(info, data) == info.sha256, "the checksum is another one: the file is damaged")
+    pieces = torch.frombuffer(data, dtype=torch.uint8).split([m.nbytes for m in metas.values()])
+    tensors = {}
+    for (name, meta), values in zip(metas.items(), pieces, strict=True):
+        need(meta.dtype != torch.bool or not (values > 1).any(), f"{name} has bytes above 1")
+        tensors[name] = values.view(meta.dtype).reshape(meta.shape)
+        check_values(name, tensors[name])
+    return info, tensors
+
+
+def _opened(path: str | os.PathLike[str]) -> BufferedReader:
+    # Asked before it is opened, since to open a FIFO is to wait for a writer.
+    need(stat.S_ISREG(Path(path).stat().st_mode), "not a regular file")
+    return Path(path).open("rb")
+
+
+@contextmanager
+def _errors_of(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Make one error, which names the file, of all that its content can cause."""
+    try:
+        yield
+    except ValueError as error:
+        # It can hold names from the file, which must not steer a terminal, nor in a traceback.
+        said = str(error).encode("unicode_escape").decode()
+        raise FileError(f"{os.fspath(path)}: {said}") from None
+    except (AttributeError, LookupError, OverflowError, RuntimeError, TypeError) as error:
+        # Other JSON than that of a header, and shapes that torch does not have.
+        raise FileError(f"{os.fspath(path)} is not a compressed model: {error!r}") from error

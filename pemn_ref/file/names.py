@@ -1,0 +1,24 @@
+"""Which tensors of a model a file holds, and under which of their names."""
+
+from torch import Tensor, nn
+
+from pemn_ref.file.header import need
+
+
+def stored_names(model: nn.Module) -> tuple[dict[str, str], set[str]]:
+    """Second -> first name of tied tensors; and the first names of all in the state_dict."""
+    named = [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]
+    by_tensor = {id(tensor): name for name, tensor in reversed(named)}
+    by_name = {name: by_tensor[id(tensor)] for name, tensor in named}
+    names = {}
+    for key, entry in model.state_dict(keep_vars=True).items():
+        name = by_name.get(key, by_tensor.get(id(entry)))
+        if name is not None:
+            names[key] = name
+        else:  # a hook's copy under another name; extra state is not stored
+            extra = key.endswith("_extra_state") or not isinstance(entry, Tensor)
+            need(extra, f"{key} of the state_dict is no parameter and no buffer of the model")
+    return {key: name for key, name in names.items() if key != name}, set(names.values())
