@@ -15,7 +15,7 @@ from spec_tests.mutation import mutate
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the suite from where it is installed, in any folder, on any importable module."""
-    own = ["-p", "spec_tests.plugin", "-p", "no:randomly", "-q", "--tb=short", "-rN"]
+    own = ["-p", "spec_tests.plugin", "-p", "no:randomly", "--tb=short", "-rN"]
     own += [f"--impl={arguments.impl}"]
     own += ["-o", f"cache_dir={Path.cwd() / '.pytest_cache'}"]  # not where packages are installed
     own += [f"--clause={arguments.clause}"] if arguments.clause else []

@@ -99,7 +99,7 @@ def pytest_report_header() -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave only the clauses asked for; of another implementation, only clauses."""
+    """Leave only the clauses asked for, of another implementation only clauses; mark the known."""
     patterns = _patterns(config) or (["*"] if config.getoption("impl") else [])
     if patterns:
         chosen = [
@@ -109,6 +109,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         ]
         config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
         items[:] = chosen
+    for item in items:
+        identifier = _clause_of(item)
+        if identifier in config.stash[KNOWN]:  # not strict: other cases of the clause may pass
+            reason = config.stash[KNOWN][identifier]
+            item.add_marker(pytest.mark.xfail(reason=reason, strict=False))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -123,23 +128,21 @@ def pytest_runtest_makereport(
     if identifier is not None:
         file, line, name = report.location
         report.location = file, line, f"{identifier}, {name}"  # the heading of a failure
+    outcome = "failed" if report.skipped and hasattr(report, "wasxfail") else report.outcome
     failing = None
-    if call.excinfo is not None and report.failed:
+    if call.excinfo is not None and outcome == "failed":
         failing = f"{item.name}\n{call.excinfo.exconly()}"
         if isinstance(call.excinfo.value, MissingName):
             # Where it was missed, and with which example, is of no interest.
             failing = report.longrepr = str(call.excinfo.value)
     skipped = None
-    if call.excinfo is not None and report.skipped:
+    if call.excinfo is not None and outcome == "skipped":
         skipped = f"{item.name}: {call.excinfo.value}"
     if identifier is not None and (call.when == "call" or report.outcome != "passed"):
         tried = EXAMPLES[identifier] or int(call.when == "call")
         # User properties travel from the workers of pytest-xdist to the process that reports.
-        said = [identifier, report.outcome, tried, failing, skipped]
+        said = [identifier, outcome, tried, failing, skipped]
         report.user_properties.append(("clause", said))
-        if report.failed and identifier in item.config.stash[KNOWN]:
-            report.outcome = "skipped"
-            report.wasxfail = item.config.stash[KNOWN][identifier]
     return report
 
 
@@ -185,34 +188,39 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Print the table of clauses, and write it where ``--clause-report`` says."""
+    """Write the report; print the clauses that did not pass, or with ``-v`` all that ran."""
     collector: Any = config.pluginmanager.get_plugin("pemn-clauses")
+    name = name_of(subject.implementation)
     rows = [
         {
-            "clause": name,
+            "clause": identifier,
             "level": c.level,
             "text": c.text,
-            **collector.rows.get(name, NOT_RUN),
-            "known": collector.known.get(name),
+            **collector.rows.get(identifier, NOT_RUN),
+            "known": collector.known.get(identifier),
         }
-        for name, c in all_clauses().items()
+        for identifier, c in all_clauses().items()
     ]
-    terminalreporter.section(f"clauses, {name_of(subject.implementation)}")
-    for row in rows:
-        status = f"{row['level']:<6} {row['status']:<7} {row['examples']:>6}"
-        terminalreporter.write_line(f"{row['clause']:<4} {status}  {row['text']}")
-        for case in row["skipped"]:
-            terminalreporter.write_line(f"     skipped: {' '.join(case.split())}")
+    path = config.getoption("clause_report")
+    if path is not None:
+        write(path, as_json({"implementation": name, "clauses": rows}))
+    ran = [row for row in rows if row["status"] != "not run"]
+    if not ran:
+        return
+    terminalreporter.section(f"clauses, {name}")
+    for row in ran:
+        if row["status"] != "passed" or row["skipped"] or config.get_verbosity() > 0:
+            status = f"{row['level']:<6} {row['status']:<7} {row['examples']:>6}"
+            terminalreporter.write_line(f"{row['clause']:<4} {status}  {row['text']}")
+            for case in row["skipped"]:
+                terminalreporter.write_line(f"     skipped: {' '.join(case.split())}")
     for identifier in collector.passed_all_the_same():
         terminalreporter.write_line(
             f"error: {identifier} is listed as a known failure and passed: remove it from the list"
         )
-    statuses = ("passed", "failed", "known", "skipped", "not run")
-    counts = [f"{sum(row['status'] == s for row in rows)} {s}" for s in statuses]
-    terminalreporter.write_line(f"{len(rows)} clauses: {', '.join(counts)}")
-    path = config.getoption("clause_report")
-    if path is not None:
-        write(path, as_json({"implementation": name_of(subject.implementation), "clauses": rows}))
+    statuses = ("passed", "failed", "known", "skipped")
+    counts = [f"{sum(row['status'] == s for row in ran)} {s}" for s in statuses]
+    terminalreporter.write_line(f"clauses: {', '.join(counts)}")
 
 
 def as_json(content: Any) -> bytes:

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 import pemn_ref
 from spec_tests.clauses import EXAMPLES, clause
 from spec_tests.draws import Drawn, few, fractions, random_scores, seeds, strategies
-from spec_tests.models import CASES, Awkward, Renamed, built
+from spec_tests.models import CASES, Awkward, Renamed, built, untouched
 from spec_tests.subject import pemn
 from spec_tests.test_errors import refuses
 from spec_tests.vector_reader import read
@@ -106,7 +106,8 @@ def bits(tensors: Any) -> dict[str, Any]:
 @settings(few())
 def test_round_trip(case: str, strategy: Drawn, density: float, seed: int) -> None:
     """A file gives back weights, rest and buffers to the bit, as scores the masks as 0 and 1, and
-    the same dense model, with the model and without; non-persistent buffers are the model's.
+    the same dense model, with the model and without, which a plain one loads; non-persistent
+    buffers are the model's.
     """
     model, state = network(case, strategy, seed)
     before = [bits(part) for part in state]
@@ -124,7 +125,11 @@ def test_round_trip(case: str, strategy: Drawn, density: float, seed: int) -> No
     assert all(tensor.requires_grad for tensor in again.rest.values())
     dense = pemn.materialize(model, state, density=density)
     assert bits(pemn.materialize(model, again, density=info.density)) == bits(dense)
-    assert bits(with_file(data, pemn.load_dense)) == bits(dense)
+    read = with_file(data, pemn.load_dense)
+    assert bits(read) == bits(dense)
+    plain = CASES[case].build()
+    plain.load_state_dict(read)
+    assert bits(plain.state_dict()) == bits(dense)
     own = {t.data_ptr() for t in [*model.parameters(), *model.buffers()]}
     assert not own & {t.data_ptr() for part in again for t in part.values()}
 
@@ -538,6 +543,24 @@ def test_longest_header() -> None:
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
     assert peak < 1_000_000
+
+
+@clause("C15", "SHOULD")
+@pytest.mark.parametrize("case", sorted(CASES))
+@pytest.mark.parametrize("train", [True, False])
+@given(strategy=strategies(), density=fractions, seed=seeds)
+@settings(few())
+def test_model_stays_as_it_is(
+    case: str, train: bool, strategy: Drawn, density: float, seed: int
+) -> None:
+    """Saving and reading leave the model as it is, in training and in evaluation: every attribute
+    holds the same tensor, also where a module stands under several names.
+    """
+    model, state = network(case, strategy, seed)
+    with untouched(model.train(train)):
+        data = saved(model, state, strategy.value, density=density)
+        with_file(data, lambda path: pemn.load(path, model))
+        with_file(data, pemn.load_dense)
 
 
 # --- The reference's own: how it writes, and the vectors themselves ------------------------------

@@ -64,7 +64,7 @@ def test_failures_and_report(judge: Any) -> None:
         ["judging: half 0.1", "*_ M1, test_*", "half 0.1 has no score_mask"]
     )
     result.stdout.fnmatch_lines(
-        ["M1 * failed *", "M9 * failed *", "* clauses: 0 passed, 2 failed,*"]
+        ["M1 * failed *", "M9 * failed *", "clauses: 0 passed, 2 failed, 0 known, 0 skipped"]
     )
     report = json.loads(Path("report.json").read_text(encoding="utf-8"))
     assert report["implementation"] == "half 0.1"
@@ -85,6 +85,18 @@ def test_known_failures(judge: Any) -> None:
         for row in json.loads(Path("report.json").read_text(encoding="utf-8"))["clauses"]
     }
     assert (rows["M1"]["status"], rows["M1"]["known"]) == ("known", "keeps all")
+    assert "numel=10," in rows["M1"]["failing"]
+    result.assert_outcomes(xfailed=1)
+    assert judge("--clause=M1", "--known=known", "--runxfail").ret == pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.mark.parametrize(("options", "shown"), [([], set()), (["-v"], {"M1", "M9"})])
+def test_clauses_that_passed_are_printed_on_request(
+    judge: Any, options: list[str], shown: set[str]
+) -> None:
+    result = judge("--impl=pemn_ref", "--clause=M1,M9", *options)
+    assert {line[:2] for line in result.outlines if " MUST " in line} == shown
+    assert "clauses: 2 passed, 0 failed, 0 known, 0 skipped" in result.outlines
 
 
 def test_known_failure_that_passes(judge: Any) -> None:
@@ -106,7 +118,7 @@ def test_what_the_machine_cannot_do_is_skipped(
     result.stdout.fnmatch_lines(
         ["G5 * passed *", "*skipped: *[[]attention]: the plain module cannot run * no kernel *"]
     )
-    result.stdout.fnmatch_lines(["*clauses: 2 passed, 0 failed, 0 known, 1 skipped, *"])
+    result.stdout.fnmatch_lines(["clauses: 2 passed, 0 failed, 0 known, 1 skipped"])
     text = Path("report.json").read_text(encoding="utf-8")
     rows = {row["clause"]: row for row in json.loads(text)["clauses"]}
     found = {name: (rows[name]["status"], len(rows[name]["skipped"])) for name in rows}

@@ -26,7 +26,8 @@ from reproduce.tour.drawing import draw_algorithm
 from reproduce.training import networks
 from reproduce.training.device import open_device
 from reproduce.training.loop import train
-from spec_tests import clauses, gallery
+from spec_tests import clauses
+from spec_tests.gallery import mistakes
 
 README = Path(__file__).parents[2] / "README.md"
 RESULTS = README.parent / "reproduce" / "results"
@@ -110,7 +111,7 @@ def test_examples_of_the_contributing_page_work(
     pytestconfig.addinivalue_line("markers", "clause(identifier): as spec_tests has it")
     monkeypatch.setattr(networks, "_FAMILIES", dict(networks._FAMILIES))
     monkeypatch.setattr(clauses, "CLAUSES", dict(clauses.CLAUSES))
-    monkeypatch.setattr(gallery, "GALLERY", list(gallery.GALLERY))
+    monkeypatch.setattr(mistakes, "GALLERY", list(mistakes.GALLERY))
     names: dict[str, Any] = {}
     for block in python_blocks(CONTRIBUTING):
         exec(block, names)
@@ -132,9 +133,9 @@ def test_examples_of_the_contributing_page_work(
     assert history[-1].loss < history[0].loss
     # the clause holds, and the mistake turns it red
     new = clauses.CLAUSES["P99"]
-    made = gallery.GALLERY[-1]
-    assert gallery.failure(new, pemn) is None
-    assert isinstance(gallery.failure(new, made.build()), AssertionError)
+    made = mistakes.GALLERY[-1]
+    assert mistakes.failure(new, pemn) is None
+    assert isinstance(mistakes.failure(new, made.build()), AssertionError)
 
 
 def commands_shown() -> list[str]:
@@ -176,7 +177,7 @@ def test_map_of_the_code_names_every_module_there_is() -> None:
     for package in ("pemn_ref", "spec_tests", "reproduce"):
         part = map_[map_.index(f"{package}/") :]
         for module in modules_of(package):
-            if module.parent.name in ("data", "models", "examples"):
+            if module.parent.name in ("data", "models", "examples", "gallery"):
                 assert f"{module.parent.name}/" in part
             elif module.stem != "__init__":
                 assert module.name in part, module
