@@ -2,13 +2,18 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-from reproduce.rows.row import Row, append_row, lock, parse_row, read_rows
+from reproduce.rows.row import Row, RowError, append_row, lock, parse_row, read_rows
 from reproduce.study.cells import Study
 from reproduce.study.studies import STUDIES
 
-_EVERY = {"cell", "seed", "configuration", "hardware", "versions"}
-_RESULT = {"accuracy_last", "accuracy_best", "held_out", "storage"}
+
+class _Line(NamedTuple):
+    where: str
+    row: Row | None
+    problem: str
+    """Why it does not count; "" where it does."""
 
 
 def read(folder: Path, study: str, say: Callable[[str], None]) -> list[Row]:
@@ -22,12 +27,12 @@ def read(folder: Path, study: str, say: Callable[[str], None]) -> list[Row]:
     path = folder / f"{study}.jsonl"
     rows: dict[str, Row] = {}
     for where, row, problem in _lines(path, STUDIES[study]) if path.exists() else ():
-        if not problem and row["run"] in rows:
+        if row and row.run in rows:
             problem = "the run has a row above"
-        if problem:
+        if row is None or problem:
             say(f"{where} does not count: {problem}")
         else:
-            rows[row["run"]] = row
+            rows[row.run] = row
     return [*rows.values()]
 
 
@@ -57,43 +62,41 @@ def merge(source: Path, folder: Path, say: Callable[[str], None]) -> bool:
         with lock(target):
             known: dict[str, Row] = {}
             for row in read_rows(target, say):
-                known.setdefault(row["run"], row)
-            for where, row, problem in _lines(file, STUDIES[file.stem]):
-                if not problem and known.get(row["run"]) == row:
+                known.setdefault(row.run, row)
+            for where, new, problem in _lines(file, STUDIES[file.stem]):
+                if new and known.get(new.run) == new:
                     there += 1
                     continue
-                if not problem and row["run"] in known:
-                    problem = f"the ledger has another row of {row['run']}, which is kept"
-                if problem:
+                if new and new.run in known:
+                    problem = f"the ledger has another row of {new.run}, which is kept"
+                if new is None or problem:
                     say(f"{where} is not added: {problem}")
                     refused += 1
                     continue
-                append_row(target, row)
-                known[row["run"]] = row
+                append_row(target, new)
+                known[new.run] = new
                 added += 1
         say(f"{file}: {added} rows added, {there} there already, {refused} not added")
         complete = complete and not refused
     return complete
 
 
-def _lines(path: Path, study: Study) -> Iterator[tuple[str, Row, str]]:
-    """Of each line: where it is, its row, and why that does not count; "" where it does."""
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        row = parse_row(line)
-        problem = "it is damaged, or no row" if row is None else _problem(row, study)
-        yield f"{path}, line {number}", row or {}, problem
-
-
-def _problem(row: Row, study: Study) -> str:
+def _lines(path: Path, study: Study) -> Iterator[_Line]:
     cells = {cell.id: cell for cell in study.cells}
-    lacking = _EVERY.difference(row) if "failed" in row else (_EVERY | _RESULT).difference(row)
-    if lacking:
-        return f"{row['run']} lacks {', '.join(sorted(lacking))}"
-    if row["cell"] not in cells:
-        if study.outdates(row["configuration"]):
-            return f"{row['run']} is stale: of an older recipe"
-        return f"{row['run']} is of no cell of {study.name}: shortened, or of another version"
-    cell = cells[row["cell"]]
-    if row["configuration"] != cell.configuration or row["run"] != cell.run_id(row["seed"]):
-        return f"{row['run']} has a configuration or a seed that is not that of its id"
-    return ""
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        where = f"{path}, line {number}"
+        try:
+            row = parse_row(line)
+        except RowError as error:
+            yield _Line(where, None, f"{error}")
+            continue
+        problem = ""
+        if row.cell not in cells:
+            problem = f"{row.run} is of no cell of {study.name}: shortened, or of another version"
+            if study.outdates(row.configuration):
+                problem = f"{row.run} is stale: of an older recipe"
+        elif row.configuration != cells[row.cell].configuration or row.run != cells[
+            row.cell
+        ].run_id(row.seed):
+            problem = f"{row.run} has a configuration or a seed that is not that of its id"
+        yield _Line(where, None if problem else row, problem)

@@ -27,14 +27,13 @@ from rich.live import Live
 from rich.table import Table
 
 from pemn_ref.file import write
+from reproduce.data.batches import Images
+from reproduce.rows.row import Epoch, Row
+from reproduce.runs.study import TAKEN, Result, Work
 from reproduce.study.cells import Cell
 from reproduce.training.checkpoint import Checkpoint, Stopped, stopping
-from reproduce.data.batches import Images
 from reproduce.training.device import Device, gpus, open_device
-from reproduce.rows.row import Row
-from reproduce.runs.study import TAKEN, Result, Work
 from reproduce.training.run import Skipped, describe, train_run
-from reproduce.training.loop import Epoch
 
 
 @dataclass(frozen=True)
@@ -160,9 +159,7 @@ def train_task(
             begins = "starts from the beginning, the folder of the runs is not seen there"
         news.put((run, (what, f"{begins}: {platform.node()}, process {os.getpid()}")))
         file = Path(own) / "network"
-        row = train_run(
-            cell, seed, images, device, Checkpoint(checkpoint, every, stop), file, tell
-        )
+        row = train_run(cell, seed, images, device, Checkpoint(checkpoint, every, stop), file, tell)
         return row, file.read_bytes() if file.exists() else b""
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from reproduce.rows.row import Row, append_row, lock, read_rows
 from reproduce.training.checkpoint import Checkpoint, Stop
 from reproduce.training.files import run_file
-from reproduce.rows.row import Row, append_row, lock, read_rows
 
 
 class RunStore:
@@ -41,7 +41,7 @@ class RunStore:
             DamagedRowsError, OSError: as ``read_rows``.
         """
         with self._lock:  # a line that another process writes at the moment is not torn
-            rows = {row["run"]: row for row in read_rows(self.path, self._say)}
+            rows = {row.run: row for row in read_rows(self.path, self._say)}
         for run in rows:  # of a process that was killed before it dropped its checkpoint
             self._checkpoint(run).unlink(missing_ok=True)
         return rows
@@ -54,9 +54,9 @@ class RunStore:
         """
         with self._lock:
             # First, since a line that is added to a torn one is torn with it.
-            if row["run"] not in self.rows():
+            if row.run not in self.rows():
                 append_row(self.path, row)
-        self._checkpoint(row["run"]).unlink(missing_ok=True)
+        self._checkpoint(row.run).unlink(missing_ok=True)
 
     @contextmanager
     def claim(self, run: str) -> Iterator[bool]:

@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pemn_ref as pemn
 from reproduce.study.recipes import Recipe
@@ -152,6 +152,15 @@ class Cell:
         )
 
 
+class Group(NamedTuple):
+    """What one table or figure shows."""
+
+    title: str
+    cells: tuple[Cell, ...]
+    stem: str
+    """The name of its figure, without the ending."""
+
+
 @dataclass(frozen=True)
 class Study:
     """A named list of cells that belong together."""
@@ -203,26 +212,21 @@ class Study:
             cells = tuple(c for c in cells if not wanted or {*named(c)} & {*wanted})
         return replace(self, cells=cells)
 
-    def groups(self) -> "list[Study]":
+    def groups(self) -> list[Group]:
         """The cells of one model on one dataset each, with the title of their table."""
         groups: dict[tuple[str, str], list[Cell]] = {}
         for cell in self.cells:
             groups.setdefault((cell.model.label, cell.dataset), []).append(cell)
         return [
-            replace(
-                self,
-                cells=tuple(cells),
-                title=self.title.format(
+            Group(
+                self.title.format(
                     model=type(cells[0].model).__name__, label=label, dataset=dataset
                 ),
+                tuple(cells),
+                f"{dataset}-{label}{self.suffix}",
             )
             for (label, dataset), cells in groups.items()
         ]
-
-    @property
-    def stem(self) -> str:
-        """The name of a group's figure, without its ending."""
-        return f"{self.cells[0].dataset}-{self.cells[0].model.label}{self.suffix}"
 
     def outdates(self, configuration: dict[str, Any]) -> bool:
         """Whether a recipe of this study is a newer version of the one in the configuration."""

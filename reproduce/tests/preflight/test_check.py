@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec import structs
 from PIL import Image
 from torch import Tensor
 
@@ -24,23 +25,24 @@ from reproduce.preflight import cost, trials
 from reproduce.preflight.cost import Cost, learned, size
 from reproduce.preflight.plan import read_plan
 from reproduce.preflight.trials import TrialError, compare_numbers, stop_and_resume, train_briefly
-from reproduce.rows.row import append_row
+from reproduce.rows.row import Epoch, append_row
 from reproduce.runs.store import RunStore
 from reproduce.study.cells import Cell, ConvMixer
 from reproduce.study.recipes import CONVMIXER
 from reproduce.study.studies import STUDIES
 from reproduce.tests.conftest import Command
-from reproduce.tests.invented import failed_row_of, write_rows
+from reproduce.tests.invented import failed_row_of, row_of, write_rows
 from reproduce.training.checkpoint import Stop
 from reproduce.training.device import Device, open_device
-from reproduce.training.loop import Epoch
 
 CPU = open_device("cpu")
 DIGITS = STUDIES["digits"].chosen()
 TINY = Cell(
     "cifar10",
     ConvMixer(depth=1, width=8, patch=4, kernel=3),
-    *("rp", 0.1, 0.5),
+    "rp",
+    0.1,
+    0.5,
     CONVMIXER.changed(batch=8, augmentation="crop-flip"),
 )
 
@@ -275,30 +277,30 @@ runpy.run_module("reproduce", run_name="__main__", alter_sys=True)
     [
         ({}, b"bits", None),
         ({"seconds": 9.0, "images_per_second": 9.0}, b"bits", None),
-        ({"accuracy_last": 0.6}, b"bits", "row or network"),
+        ({"held_out": 400}, b"bits", "row or network"),
         ({}, b"other", "row or network"),
-        ({"history": [Epoch(2.0, 0.3, 1.1)._asdict()]}, b"bits", "did not go on"),
-        ({"history": [Epoch(2.0, 0.4, 1.0)._asdict()]}, b"bits", "did not go on"),
+        ({"history": [Epoch(1.0, 0.5, 2.1)]}, b"bits", "did not go on"),
+        ({"history": [Epoch(0.9, 0.5, 2.0)]}, b"bits", "did not go on"),
     ],
 )
 def test_a_run_that_does_not_go_on_as_it_was_is_said(
     tmp_path: Path, changed: dict[str, Any], network: bytes, named: str | None
 ) -> None:
-    kept = [Epoch(2.0, 0.3, seconds=1.0)]
-    row = {"run": "r", "seconds": 1.0, "images_per_second": 5.0, "accuracy_last": 0.5}
-    row["history"] = [epoch._asdict() for epoch in kept]
+    row = row_of(DIGITS.shortened(1).cells[0])
+    run, kept = row.run, row.history
+    other = structs.replace(row, **changed)
     whole, parts = (RunStore(tmp_path / name, "digits", print) for name in ("whole", "parts"))
-    for store, what, content in ((whole, row, b"bits"), (parts, row | changed, network)):
+    for store, what, content in ((whole, row, b"bits"), (parts, other, network)):
         append_row(store.path, what)
-        store.file("r").parent.mkdir()
-        store.file("r").write_bytes(content)
+        store.file(run).parent.mkdir()
+        store.file(run).write_bytes(content)
     if named is None:
-        trials.compare_runs(parts, whole, "r", kept, CPU)
+        trials.compare_runs(parts, whole, run, kept, CPU)
     else:
         with pytest.raises(TrialError, match=named):
-            trials.compare_runs(parts, whole, "r", kept, CPU)
+            trials.compare_runs(parts, whole, run, kept, CPU)
     if named != "did not go on":
-        trials.compare_runs(parts, whole, "r", kept, like(NotRepeating))
+        trials.compare_runs(parts, whole, run, kept, like(NotRepeating))
 
 
 @pytest.mark.parametrize("kind", [Device, Counting])

@@ -2,16 +2,30 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from msgspec import structs
 
-from reproduce.rows.row import DamagedRowsError, append_row, read_rows
+from reproduce import rows
+from reproduce.rows.row import (
+    DamagedRowsError,
+    Row,
+    append_line,
+    append_row,
+    line_of,
+    parse_row,
+    read_rows,
+)
+from reproduce.study.studies import STUDIES
+from reproduce.tests.invented import failed_row_of, row_of
 
-ROWS = [{"run": f"cell-{seed}", "seed": seed} for seed in range(3)]
-LINES = [json.dumps(row) + "\n" for row in ROWS]
+ROWS = [row_of(STUDIES["digits"].shortened(1).cells[0], seed) for seed in range(3)]
+LINES = [line_of(row).decode() for row in ROWS]
+RESULTS = Path(rows.__file__).parents[1] / "results"
 
 
-def read(path: Path) -> tuple[list[dict[str, object]], list[str]]:
+def read(path: Path) -> tuple[list[Row], list[str]]:
     """The rows and what was said about them."""
     said: list[str] = []
     return read_rows(path, said.append), said
@@ -20,18 +34,18 @@ def read(path: Path) -> tuple[list[dict[str, object]], list[str]]:
 def test_rows_come_back_in_order_from_a_folder_that_is_made(tmp_path: Path) -> None:
     path = tmp_path / "new" / "rows.jsonl"
     assert read(path) == ([], [])
-    for row in ROWS:
-        append_row(path, row)
+    for one in ROWS:
+        append_row(path, one)
     assert read(path) == (ROWS, [])
     assert path.read_text(encoding="utf-8") == "".join(LINES)
 
 
-@pytest.mark.parametrize("cut", range(1, len(LINES[2]) - 1))
+@pytest.mark.parametrize("cut", [1, 2, *range(3, len(LINES[2]), 29), len(LINES[2]) - 2])
 def test_torn_last_line_is_moved_aside_wherever_it_is_torn(tmp_path: Path, cut: int) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(LINES[0] + LINES[1] + LINES[2][:cut], encoding="utf-8")
-    rows, said = read(path)
-    assert rows == ROWS[:2]
+    found, said = read(path)
+    assert found == ROWS[:2]
     assert said == [f"the last line of {path} was torn: moved to {tmp_path / 'rows.damaged'}"]
     assert path.read_text(encoding="utf-8") == LINES[0] + LINES[1]
     assert (tmp_path / "rows.damaged").read_text(encoding="utf-8") == LINES[2][:cut] + "\n"
@@ -68,5 +82,34 @@ def test_damage_elsewhere_is_an_error_and_nothing_is_touched(tmp_path: Path, dam
 def test_numbers_that_are_none_never_reach_the_file(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     with pytest.raises(ValueError, match="JSON"):
-        append_row(path, {"run": "x", "accuracy": float("nan")})
+        append_line(path, {"ratio": float("nan")})
     assert not path.exists()
+
+
+LEDGERS = [
+    line
+    for path in sorted(RESULTS.glob("*.jsonl"))
+    for line in path.read_bytes().splitlines(keepends=True)
+]
+FULL = json.loads(LEDGERS[0])
+OLDER = [
+    {name: value for name, value in FULL.items() if name not in lacking}
+    for lacking in (["bytes"], ["commit"], ["device"], ["bytes", "commit", "device"])
+]
+FAILED = json.loads(line_of(failed_row_of(STUDIES["digits"].cells[0])))
+
+
+def test_every_line_of_the_ledgers_is_read_and_written_again_bit_for_bit() -> None:
+    assert len(LEDGERS) >= 70
+    assert [line_of(parse_row(line)) for line in LEDGERS] == LEDGERS
+
+
+@pytest.mark.parametrize("values", [*OLDER, {**FULL, "commit": None}, FAILED])
+def test_so_are_older_lines_and_failed_ones(values: dict[str, Any]) -> None:
+    line = f"{json.dumps(values)}\n".encode()
+    assert line_of(parse_row(line)) == line
+
+
+def test_warning_stands_where_it_always_stood() -> None:
+    keys = [*json.loads(line_of(structs.replace(ROWS[0], warning="mistrust it")))]
+    assert keys[3:6] == ["configuration", "warning", "accuracy_last"]

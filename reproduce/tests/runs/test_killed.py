@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Barrier
-from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -25,18 +25,18 @@ import torch
 from torch import Tensor
 
 from reproduce.__main__ import main
-from reproduce.study.cells import Cell, Study
-from reproduce.training.checkpoint import Checkpoint, Stop
 from reproduce.data.batches import Images, TrainingBatches
-from reproduce.training.device import open_device
-from reproduce.study.recipes import CONVMIXER
 from reproduce.report.console import console
-from reproduce.runs.study import run_study, train_here
 from reproduce.runs.store import RunStore
+from reproduce.runs.study import run_study, train_here
+from reproduce.study.cells import Cell, Study
+from reproduce.study.recipes import CONVMIXER
 from reproduce.study.studies import STUDIES
-from reproduce.tests.training.test_checkpoint import augmented
 from reproduce.tests.runs.test_run import times_aside
+from reproduce.tests.training.test_checkpoint import augmented
 from reproduce.tests.training.test_loop import CONVMIXERS
+from reproduce.training.checkpoint import Checkpoint, Stop
+from reproduce.training.device import open_device
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([__name__])

@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 
-from reproduce.training.checkpoint import Checkpoint, Stop
 from reproduce.data.datasets import load
-from reproduce.training.device import open_device
+from reproduce.rows.row import Epoch, Measured
 from reproduce.study.recipes import RESNET
-from reproduce.training.run import COMMIT, Skipped, train_run
 from reproduce.study.studies import STUDIES
 from reproduce.tests.conftest import Command
-from reproduce.training.loop import Epoch
+from reproduce.training.checkpoint import Checkpoint, Stop
+from reproduce.training.device import open_device
+from reproduce.training.run import COMMIT, train_run
 
 SMALL = ("--epochs", "1", "--seeds", "2", "--strategy", "rp_1e-2", "--strategy", "control")
 DIGITS = STUDIES["digits"].chosen()
@@ -148,13 +148,18 @@ def test_headline_is_the_last_epoch_and_the_best_stands_beside_it(
     file = tmp_path / "files" / "one.safetensors"
     checkpoint = Checkpoint(tmp_path / "none.pt", 60, Stop())
     row = train_run(
-        *(STUDY.cells[0], 0, load("digits"), open_device("cpu"), checkpoint, file),
+        STUDY.cells[0],
+        0,
+        load("digits"),
+        open_device("cpu"),
+        checkpoint,
+        file,
         on_epoch=lambda _: None,
     )
-    assert not isinstance(row, Skipped)
-    assert (row["accuracy_last"], row["accuracy_best"]) == (0.625, 0.75)
-    assert row["history"][1] == {"loss": 1.5, "accuracy": 0.75, "seconds": 1}
-    assert row["images_per_second"] == round(3 * 1297 / 4, 1)
+    assert isinstance(row, Measured)
+    assert (row.accuracy_last, row.accuracy_best) == (0.625, 0.75)
+    assert row.history == history
+    assert row.images_per_second == round(3 * 1297 / 4, 1)
 
 
 def test_run_that_fails_is_in_the_table_and_in_no_figure(
