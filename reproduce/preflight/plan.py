@@ -88,7 +88,7 @@ def read_plan(study: Study, seeds: Sequence[int], out: Path, ledger: Path | None
     """How far every run is in ``out`` and ``ledger``, as ``run_study`` takes them.
 
     Raises:
-        DamagedRowsError, CheckpointError, OSError: if rows or a checkpoint cannot be read.
+        CheckpointError, OSError: if rows or a checkpoint cannot be read.
     """
     wanted = [(cell, seed) for seed in seeds for cell in study.cells]
     if not out.exists() and not (ledger and ledger.exists()):  # a store would make both

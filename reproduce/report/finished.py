@@ -37,7 +37,7 @@ def _with_others(group: Group, rows: Sequence[Row]) -> Group:
     alike = [{**cell.configuration, **_VARIED} for cell in group.cells]
     others = {
         row.cell: Cell.configured(row.configuration)
-        for row in rows
+        for row in sorted(rows, key=lambda row: row.run)  # the same picture in any order
         if {**row.configuration, **_VARIED} in alike
     }
     return group._replace(cells=tuple(({c.id: c for c in group.cells} | others).values()))

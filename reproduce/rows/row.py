@@ -7,13 +7,15 @@ writes no JSON here: Python's ``json`` spaces lines and spells numbers as in the
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 from filelock import FileLock
 from msgspec import UNSET, Meta, Struct, UnsetType
+
+from reproduce.study.cells import Cell
 
 _LARGEST = 2**63 - 1
 Seed = Annotated[int, Meta(ge=0, le=_LARGEST)]
@@ -22,7 +24,8 @@ Fraction = Annotated[float, Meta(ge=0, le=1)]
 Saved = Annotated[float, Meta(ge=-1, le=1)]
 """A fraction; below 0 where more is stored than of a dense network."""
 Positive = Annotated[float, Meta(ge=0)]
-Text = Annotated[str, Meta(min_length=1)]
+Text = Annotated[str, Meta(pattern=r"\A[^\x00-\x1f\x7f-\x9f]+\Z")]
+"""One line, without the codes that steer a terminal."""
 CellId = Annotated[str, Meta(pattern=r"\A[0-9a-f]{12}\Z")]
 RunId = Annotated[str, Meta(pattern=r"\A[0-9a-f]{12}-(0|[1-9][0-9]*)\Z")]
 
@@ -74,6 +77,18 @@ class _Begun(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     configuration: dict[str, Any]
     """Of the cell, as its id is computed from it."""
 
+    def __post_init__(self) -> None:
+        """A row is what its configuration says: its ids are computed anew.
+
+        Raises:
+            ValueError: if they are others.
+        """
+        cell = Cell.configured(self.configuration)
+        if self.cell != cell.id:
+            raise ValueError(f"`cell` is {self.cell}, but the configuration is that of {cell.id}")
+        if self.run != cell.run_id(self.seed):
+            raise ValueError(f"`run` is {self.run}, but cell and seed {cell.run_id(self.seed)}")
+
 
 class Measured(_Begun, frozen=True, kw_only=True):
     """A finished run. Accuracies are fractions of the held-out images.
@@ -100,6 +115,23 @@ class Measured(_Begun, frozen=True, kw_only=True):
     commit: Text | UnsetType | None = UNSET
     """None where the program was installed."""
 
+    def __post_init__(self) -> None:
+        """What is said twice is the same.
+
+        Raises:
+            ValueError: if it is not.
+        """
+        super().__post_init__()
+        epochs = self.configuration["recipe"]["epochs"]
+        accuracies = [epoch.accuracy for epoch in self.history]
+        if len(accuracies) != epochs:
+            raise ValueError(f"`history` has {len(accuracies)} epochs, the recipe {epochs}")
+        if (self.accuracy_last, self.accuracy_best) != (accuracies[-1], max(accuracies)):
+            raise ValueError(
+                f"`accuracy_last` and `accuracy_best` are {self.accuracy_last} and"
+                f" {self.accuracy_best}, but {accuracies[-1]} and {max(accuracies)} in `history`"
+            )
+
 
 class Failed(_Begun, frozen=True, kw_only=True):
     """A run without a result."""
@@ -119,8 +151,14 @@ class RowError(ValueError):
     """A line that is no row: one line that says why, with the field."""
 
 
-class DamagedRowsError(Exception):
-    """A line other than the last is no row: not the trace of a crash, so nothing is moved."""
+class Line(NamedTuple):
+    """One of a file of rows."""
+
+    where: str
+    """File and number."""
+    row: Row | None
+    problem: str
+    """Why it has no row; "" where it has one."""
 
 
 def lock(path: Path) -> FileLock:
@@ -165,10 +203,10 @@ def _line(values: Mapping[str, Any]) -> bytes:
 def read_rows(path: Path, say: Callable[[str], None]) -> list[Row]:
     """All rows of the file, which is created where there is none.
 
-    A last line that a crash has torn is moved to a ``.damaged`` file beside it, and said.
+    A line that is no row is said and left where it is; but a last one that a crash has torn is
+    moved to a ``.damaged`` file beside it.
 
     Raises:
-        DamagedRowsError: if another line is no row.
         OSError: if the file cannot be read or written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -184,22 +222,43 @@ def read_rows(path: Path, say: Callable[[str], None]) -> list[Row]:
             say(f"the last line of {path} was torn: moved to {damaged}")
         elif last:
             file.write(b"\n")  # whole but for its end
-            lines.append(last)
     rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            rows.append(parse_row(line))
-        except RowError as error:
-            raise DamagedRowsError(f"{path}, line {number} is not a row: {error}") from error
+    for where, row, problem in read_lines(path):
+        if row is None:
+            say(f"{where} does not count: {problem}")
+        else:
+            rows.append(row)
     return rows
 
 
 def _is_json(line: bytes) -> bool:
     try:
         msgspec.json.decode(line)
-    except (RecursionError, ValueError):
+    except (RecursionError, ValueError, msgspec.MsgspecError):
         return False
     return True
+
+
+def read_lines(path: Path) -> Iterator[Line]:
+    """Every line of the file that is not blank; of two different rows of a run the first is one.
+
+    Raises:
+        OSError: if the file cannot be read.
+    """
+    first: dict[str, Row] = {}
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = parse_row(line)
+        except RowError as error:
+            yield Line(where, None, f"{error}")
+            continue
+        if first.setdefault(row.run, row) == row:
+            yield Line(where, row, "")
+        else:
+            yield Line(where, None, f"another row of {row.run} stands above it, and is kept")
 
 
 def parse_row(line: bytes) -> Row:
@@ -213,5 +272,5 @@ def parse_row(line: bytes) -> Row:
         if isinstance(values, dict) and "failed" in values:
             return msgspec.convert(values, Failed)
         return msgspec.convert(values, Measured)
-    except (RecursionError, ValueError) as error:
-        raise RowError(str(error)) from error
+    except (RecursionError, ValueError, msgspec.MsgspecError) as error:
+        raise RowError(f"{error}") from error

@@ -30,13 +30,16 @@ class Summary(NamedTuple):
 
 
 def summarise(cells: Iterable[Cell], rows: Sequence[Row]) -> list[Summary]:
-    """One summary for each of the cells, in their order; rows of other cells are not counted."""
+    """One summary for each of the cells, in their order; rows of other cells are not counted.
+
+    The order of the rows makes no difference.
+    """
     by_cell: dict[str, list[Row]] = {}
     for row in rows:
         by_cell.setdefault(row.cell, []).append(row)
     summaries = []
     for cell in cells:
-        mine = by_cell.get(cell.id, [])
+        mine = sorted(by_cell.get(cell.id, []), key=lambda row: row.seed)
         done = [row for row in mine if isinstance(row, Measured)]
         summaries.append(
             Summary(

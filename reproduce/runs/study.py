@@ -64,7 +64,7 @@ def run_study(
     Raises:
         Stopped: if asked to stop, after a checkpoint.
         CheckpointError: if a checkpoint cannot be resumed.
-        DamagedRowsError, OSError: if rows or checkpoints cannot be read or written.
+        OSError: if rows or checkpoints cannot be read or written.
     """
     for group in study.groups():
         console.print(group.title)
@@ -72,6 +72,9 @@ def run_study(
     rows = store.rows()
     wanted = [(cell, seed) for seed in seeds for cell in study.cells]
     missing = [(cell, seed) for cell, seed in wanted if cell.run_id(seed) not in rows]
+    for cell, seed in wanted:
+        if cell.run_id(seed) in rows:
+            store.drop(cell.run_id(seed))
     console.print(
         f"{len(missing)} runs to train; {len(wanted) - len(missing)} of {len(wanted)}"
         f" are in {store.path} already and are not trained again"

@@ -8,7 +8,9 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
+
+import msgspec
 
 import pemn_ref as pemn
 from reproduce.study.recipes import Recipe
@@ -142,14 +144,39 @@ class Cell:
         """The cell of a ``configuration``, of whose recipe it is not known where it is from.
 
         Raises:
-            LookupError, TypeError, ValueError: if it is the configuration of no cell.
+            ValueError: if it is the configuration of no cell.
         """
-        sizes, recipe = configuration["model"], configuration["recipe"]
-        model = {kind.family: kind for kind in (ConvMixer, ResNet, ViT)}[sizes["family"]]
-        return cls(
-            **configuration
-            | {"model": model(**sizes), "recipe": Recipe(**recipe, known=(), inferred=())}
-        )
+        kinds: dict[str, type[ConvMixer | ResNet | ViT]]
+        kinds = {kind.family: kind for kind in (ConvMixer, ResNet, ViT)}
+        try:
+            plain = msgspec.convert(configuration, _Configuration)
+            family = plain["model"].get("family")
+            if family not in [*kinds]:
+                raise ValueError(f"no family of models {family!r}, only {', '.join(kinds)}")
+            cell = cls(
+                dataset=plain["dataset"],
+                model=msgspec.convert(plain["model"], kinds[family]),
+                strategy=plain["strategy"],
+                ratio=plain["ratio"],
+                density=plain["density"],
+                recipe=msgspec.convert({**plain["recipe"], "known": (), "inferred": ()}, Recipe),
+            )
+        except msgspec.MsgspecError as error:
+            raise ValueError(f"a configuration of no cell: {error}") from error
+        if cell.configuration != configuration:
+            raise ValueError("a configuration of no cell: it has a field that no cell has")
+        return cell
+
+
+class _Configuration(TypedDict):
+    """The types of ``Cell.configuration``."""
+
+    dataset: str
+    model: dict[str, Any]
+    strategy: str
+    ratio: float | None
+    density: float | None
+    recipe: dict[str, Any]
 
 
 class Group(NamedTuple):

@@ -66,7 +66,7 @@ def export(out: Path, run: str, target: Path) -> None:
         UnknownRunError: if the folder holds none of that name.
         OSError: if it cannot be read or written.
     """
-    known = {path.stem: path for path in sorted(run_file(out, run).parent.glob("*.safetensors"))}
+    known = {path.stem: path for path in sorted((out / "files").glob("*.safetensors"))}
     if run not in known:
         raise UnknownRunError(
             f"no file of a run {run!r} in {out}, only {', '.join(known) or 'none at all'}"

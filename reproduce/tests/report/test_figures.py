@@ -15,6 +15,7 @@ from PIL import Image
 
 from reproduce.report import figures
 from reproduce.report.figures import PAPER_FIGURES, draw_figures
+from reproduce.report.finished import _with_others
 from reproduce.rows.ledger import read
 from reproduce.rows.row import Row
 from reproduce.rows.summary import measured
@@ -83,6 +84,21 @@ def test_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
     one, two = (draw_figures(groups, rows, tmp_path / name) for name in ("one", "two"))
     assert [path.name for path in one] == ["capacity-vit.png", "capacity-vit.svg"]
     assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
+
+
+def test_order_of_the_rows_makes_no_difference(tmp_path: Path) -> None:
+    """Nor does the order in which ``run`` finds the other cells of a figure."""
+    rows = rows_of(DIGITS.cells, [0.7, 0.8, 0.85])
+    groups = DIGITS.chosen(strategies=["mp"]).groups()
+    pictures = []
+    for name, ordered in (("one", rows), ("two", rows[::-1])):
+        paths = draw_figures(DIGITS.groups(), ordered, tmp_path / name)
+        paths += draw_figures(
+            [_with_others(group, ordered) for group in groups], ordered, tmp_path / f"{name}-run"
+        )
+        pictures.append([path.read_bytes() for path in paths])
+    assert len(pictures[0]) == 4
+    assert pictures[0] == pictures[1]
 
 
 def draw(stem: str, rows: Sequence[Row]) -> Figure:

@@ -10,7 +10,7 @@ from filelock import Timeout
 
 from reproduce.rows import ledger
 from reproduce.rows.ledger import merge, read
-from reproduce.rows.row import DamagedRowsError, Row, append_row, line_of, lock, parse_row
+from reproduce.rows.row import Row, append_row, line_of, lock, parse_row
 from reproduce.runs.store import RunStore
 from reproduce.study.studies import STUDIES
 from reproduce.tests.invented import failed_row_of, row_of, write_rows
@@ -28,17 +28,22 @@ def lacking(row: Row, name: str) -> str:
     return json.dumps(values)
 
 
+def changed(row: Row, **fields: object) -> str:
+    """Its line with other values."""
+    return json.dumps({**json.loads(line_of(row)), **fields})
+
+
 # What does not count, and a word of what is said about it.
 REFUSED: list[tuple[Any, str]] = [
     ('{"run": "torn', "truncated"),
-    ("", "truncated"),
     ("[1]", "Expected `object`"),
     ('{"run": "x", "accuracy_last": NaN}', "invalid character"),
     (row_of(OLD), "stale"),
     (row_of(DIGITS.shortened(1).cells[0]), "of no cell of digits"),
     (row_of(STUDIES["cifar10-small"].cells[0]), "of no cell of digits"),
-    (row_of(THREE, run=THREE.run_id(7)), "not that of its id"),
-    (row_of(THREE, configuration=ONE.configuration), "not that of its id"),
+    (changed(row_of(THREE), run=THREE.run_id(7)), "`run` is "),
+    (changed(row_of(THREE), configuration=ONE.configuration), "`cell` is "),
+    (row_of(ONE, accuracy=0.75), f"another row of {ONE.run_id(0)}"),
     (lacking(row_of(THREE), "held_out"), "`held_out`"),
     (lacking(failed_row_of(THREE), "versions"), "`versions`"),
 ]
@@ -144,16 +149,15 @@ def test_source_that_is_not_there_is_an_error(merging: Merge) -> None:
         merging()
 
 
-def test_damaged_ledger_is_an_error_and_stays_as_it_is(merging: Merge) -> None:
+def test_damaged_line_of_the_ledger_is_said_and_stays_where_it_is(merging: Merge) -> None:
     write_rows(merging.source / "digits.jsonl", ROWS)
-    merging.ledger.mkdir()
-    (merging.ledger / "digits.jsonl").write_text(
-        "no row\n" + line_of(ROWS[0]).decode(), encoding="utf-8"
-    )
-    before = (merging.ledger / "digits.jsonl").read_bytes()
-    with pytest.raises(DamagedRowsError, match="line 1"):
-        merging()
-    assert (merging.ledger / "digits.jsonl").read_bytes() == before
+    path = merging.ledger / "digits.jsonl"
+    write_rows(path, ROWS[:1])
+    before = b"no row\n" + path.read_bytes()
+    path.write_bytes(before)
+    assert merging()
+    assert merging.said[0].startswith(f"{path}, line 1 does not count: ")
+    assert path.read_bytes() == before + b"".join(map(line_of, ROWS[1:]))
 
 
 def test_merge_that_was_killed_is_repeated(merging: Merge, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,10 +199,9 @@ def test_reader_names_what_does_not_count_and_writes_nothing(
     before = path.read_bytes()
     said: list[str] = []
     assert read(tmp_path, "digits", said.append) == ROWS[:2]
-    assert len(said) == 2
-    assert f"{path}, line 2 does not count" in said[0]
-    assert word in said[0]
-    assert said[1] == f"{path}, line 3 does not count: the run has a row above"
+    (said_of_it,) = said
+    assert f"{path}, line 2 does not count" in said_of_it
+    assert word in said_of_it
     assert path.read_bytes() == before
     assert [*tmp_path.iterdir()] == [path]
 

@@ -9,7 +9,6 @@ from msgspec import structs
 
 from reproduce import rows
 from reproduce.rows.row import (
-    DamagedRowsError,
     Row,
     append_line,
     append_row,
@@ -69,14 +68,31 @@ def test_whole_last_line_without_its_end_is_ended(tmp_path: Path) -> None:
     assert read(path) == (ROWS, [])
 
 
-@pytest.mark.parametrize("damage", ["\n", "{\n", "[1]\n", "{}\n", "\xff\n"])
-def test_damage_elsewhere_is_an_error_and_nothing_is_touched(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["{\n", "[1]\n", "{}\n", "\xff\n", LINES[0].replace("0.5", "5")])
+def test_damage_elsewhere_is_said_and_left_where_it_is(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "rows.jsonl"
     content = (LINES[0] + damage + LINES[1]).encode("latin-1")
     path.write_bytes(content)
-    with pytest.raises(DamagedRowsError, match="line 2 is not a row"):
-        read(path)
+    found, said = read(path)
+    assert found == ROWS[:2]
+    assert [line.startswith(f"{path}, line 2 does not count: ") for line in said] == [True]
     assert path.read_bytes() == content
+
+
+def test_blank_lines_are_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f"\n{LINES[0]}\n{LINES[1]}\n\n", encoding="utf-8")
+    assert read(path) == (ROWS[:2], [])
+
+
+def test_of_two_different_rows_of_a_run_the_first_is_kept_and_the_other_said(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    other = structs.replace(ROWS[0], held_out=400)
+    path.write_bytes(b"".join(map(line_of, [*ROWS, other])))
+    said = f"{path}, line 4 does not count: another row of {other.run} stands above it, and is kept"
+    assert read(path) == (ROWS, [said])
 
 
 def test_numbers_that_are_none_never_reach_the_file(tmp_path: Path) -> None:
