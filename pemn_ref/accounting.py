@@ -51,6 +51,14 @@ def storage(shapes: Shapes, strategy: Strategy, others: Iterable[Tensor] = ()) -
     """
     unique = sum(length for length, _ in prototype_groups(shapes, strategy).values())
     weights = sum(math.prod(shape) for shape in shapes.values())
+    return masked_storage(weights, unique, others)
+
+
+def masked_storage(weights: int, unique: int, others: Iterable[Tensor]) -> Storage:
+    """As ``storage``, of numbers: a mask bit for each weight, 32 for each value beside them (ours).
+
+    It counts a pruned network too, whose ``unique`` values are the weights that are kept.
+    """
     other_bits = sum(8 * tensor.element_size() * tensor.numel() for tensor in others)
     bits = weights + 32 * unique
     dense_bits = 32 * weights

@@ -35,7 +35,7 @@ from reproduce.options import (
     refusing_files,
 )
 from reproduce.report.console import console
-from reproduce.rows.row import append_row
+from reproduce.rows.row import append_line
 
 if TYPE_CHECKING:
     from reproduce.bench.timing import Ratio
@@ -379,7 +379,7 @@ def _show(ratios: "Iterable[Ratio]", device: "Device", out: Path | None) -> None
         for ratio in ratios:
             measured.append(ratio)
             if out:
-                append_row(out, {**ratio._asdict(), **where})
+                append_line(out, {**ratio._asdict(), **where})
     printer.print(make_table(measured, where), soft_wrap=False)
 
 

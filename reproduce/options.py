@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from reproduce.data.root import MissingDataError
-from reproduce.rows.row import DamagedRowsError
 
 if TYPE_CHECKING:
     from reproduce.study.cells import Study
@@ -151,7 +150,7 @@ def exit_code(app: typer.Typer) -> int:
         return int(app(standalone_mode=False) or 0)
     except _UsageError as error:
         complain(f"error: {error.format_message()}")
-    except (DamagedRowsError, MissingDataError, OSError) as error:
+    except (MissingDataError, OSError) as error:
         complain(f"error: {error}")
     except ModuleNotFoundError as error:
         extra = "ray" if error.name == "ray" else "reproduce"

@@ -10,7 +10,7 @@ from rich.table import Table
 from reproduce.preflight.cost import ASSUMPTIONS, Cost, Kind, kind, learned, size
 from reproduce.report import console
 from reproduce.report.console import duration
-from reproduce.rows.row import Row
+from reproduce.rows.row import Failed, Row
 from reproduce.runs.store import RunStore
 from reproduce.study.cells import Cell, Study
 from reproduce.training.checkpoint import Stop
@@ -32,7 +32,7 @@ class Standing(NamedTuple):
     def state(self) -> str:
         """``to train``, ``begun``, ``failed`` or ``done``."""
         if self.row is not None:
-            return "failed" if "failed" in self.row else "done"
+            return "failed" if isinstance(self.row, Failed) else "done"
         return "to train" if self.kept is None else "begun"
 
     @property
@@ -46,8 +46,8 @@ class Standing(NamedTuple):
         cell, state = self.cell, self.state
         if state == "begun":
             state = f"begun: {self.kept} of {cell.recipe.epochs} epochs"
-        if self.row and state == "failed":
-            state = f"failed: {self.row['failed']}"
+        if isinstance(self.row, Failed):
+            state = f"failed: {self.row.failed}"
         return f"{describe(cell, self.seed)}  {state}  {cell.run_id(self.seed)}"
 
 
@@ -88,7 +88,7 @@ def read_plan(study: Study, seeds: Sequence[int], out: Path, ledger: Path | None
     """How far every run is in ``out`` and ``ledger``, as ``run_study`` takes them.
 
     Raises:
-        DamagedRowsError, CheckpointError, OSError: if rows or a checkpoint cannot be read.
+        CheckpointError, OSError: if rows or a checkpoint cannot be read.
     """
     wanted = [(cell, seed) for seed in seeds for cell in study.cells]
     if not out.exists() and not (ledger and ledger.exists()):  # a store would make both
@@ -101,7 +101,7 @@ def read_plan(study: Study, seeds: Sequence[int], out: Path, ledger: Path | None
         if row is None and store.started(cell.run_id(seed)):
             kept = epochs_kept(store.checkpoint(cell.run_id(seed), 0, Stop()))
         runs.append(Standing(cell, seed, row, kept))
-    stale = [row for row in rows.values() if study.outdates(row["configuration"])]
+    stale = [row for row in rows.values() if study.outdates(row.configuration)]
     return Plan(study, runs, stale)
 
 
@@ -114,7 +114,6 @@ def make_table(plan: Plan, costs: Mapping[Kind, Cost | None], device: Device) ->
         table.add_column(column, justify="right", no_wrap=True)
     for group in plan.study.groups():
         of_group = plan._replace(
-            study=group,
             runs=[run for run in plan.runs if run.cell in group.cells],
             stale=[row for row in plan.stale if _is_of(group.cells[0], row)],
         )
@@ -140,4 +139,4 @@ def make_table(plan: Plan, costs: Mapping[Kind, Cost | None], device: Device) ->
 def _is_of(cell: Cell, row: Row) -> bool:
     """Whether it is a row of the same model on the same dataset."""
     wanted = (asdict(cell.model), cell.dataset)
-    return (row["configuration"]["model"], row["configuration"]["dataset"]) == wanted
+    return (row.configuration["model"], row.configuration["dataset"]) == wanted

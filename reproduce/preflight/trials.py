@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from msgspec import structs
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -15,13 +16,12 @@ import pemn_ref as pemn
 from reproduce.data.batches import Images
 from reproduce.data.datasets import load
 from reproduce.preflight.cost import learned
-from reproduce.rows.row import Row
+from reproduce.rows.row import Epoch, Failed, Measured
 from reproduce.runs.store import RunStore
 from reproduce.study.cells import Cell, ViT
 from reproduce.study.studies import STUDIES
 from reproduce.training.checkpoint import OUT_OF_TIME, Checkpoint, Stop, Stopped
 from reproduce.training.device import Device, open_device
-from reproduce.training.loop import Epoch
 from reproduce.training.networks import Network, make_model, make_network, masked_network
 from reproduce.training.run import Skipped, train_run
 
@@ -146,9 +146,9 @@ def train_briefly(
         )
         if isinstance(row, Skipped):
             raise TrialError(f"{row.reason} for {cell.model.label}: choose by --model")
-        if "failed" in row:
-            raise TrialError(f"{cell.model.label}: {row['failed']}: {_UPDATE}")
-        first, last = row["history"][0]["loss"], row["history"][-1]["loss"]
+        if isinstance(row, Failed):
+            raise TrialError(f"{cell.model.label}: {row.failed}: {_UPDATE}")
+        first, last = row.history[0].loss, row.history[-1].loss
         what = f"{cell.model.label} on {cell.dataset} {first:.2f} to {last:.2f}"
         if last > (1 - FALL) * first:
             raise TrialError(f"the loss does not fall, {what}: {_UPDATE}")
@@ -245,17 +245,24 @@ def compare_runs(
     Raises:
         TrialError: if it began anew; or if row, times aside, or network differ, where runs repeat.
     """
-    row, expected = (store.rows()[run] for store in (parts, whole))
-    if [Epoch(**epoch) for epoch in row["history"][: len(kept)]] != [*kept]:  # times and all
+    row, expected = (_result(store, run) for store in (parts, whole))
+    if row.history[: len(kept)] != [*kept]:  # times and all
         raise TrialError(f"the run was not resumed from its checkpoint: {_NO_STOP}")
     one, other = (store.file(run).read_bytes() for store in (parts, whole))
     if device.repeats and (_times_aside(row) != _times_aside(expected) or one != other):
         raise TrialError(f"row or network are not those of a run in one piece: {_NO_STOP}")
 
 
-def _times_aside(row: Row) -> Row:
-    history = [{**epoch, "seconds": None} for epoch in row["history"]]
-    return {**row, "seconds": None, "images_per_second": None, "history": history}
+def _result(store: RunStore, run: str) -> Measured:
+    row = store.rows()[run]
+    if isinstance(row, Failed):
+        raise TrialError(f"{row.failed}: {_UPDATE}")
+    return row
+
+
+def _times_aside(row: Measured) -> Measured:
+    history = [structs.replace(epoch, seconds=0.0) for epoch in row.history]
+    return structs.replace(row, seconds=0.0, images_per_second=0.0, history=history)
 
 
 if __name__ == "__main__":

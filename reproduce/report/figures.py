@@ -22,7 +22,7 @@ from matplotlib.ticker import MultipleLocator, StrMethodFormatter
 from pemn_ref.atomic import write
 from reproduce.rows.row import Row
 from reproduce.rows.summary import Summary, interval, measured, summarise
-from reproduce.study.cells import PRUNED, Cell, Study
+from reproduce.study.cells import PRUNED, Cell, Group
 from reproduce.study.studies import REPORTED, Reported
 
 _BLACK, _GREY, _BLUE, _ORANGE, _GREEN = "#000000", "#666666", "#0072B2", "#D55E00", "#009E73"
@@ -58,7 +58,7 @@ def _paper_figures() -> dict[str, list[Reported]]:
 PAPER_FIGURES = _paper_figures()
 
 
-def draw_figures(groups: Sequence[Study], rows: Sequence[Row], out: Path) -> list[Path]:
+def draw_figures(groups: Sequence[Group], rows: Sequence[Row], out: Path) -> list[Path]:
     """Draw the figures of the paper that show a cell of these groups, and one of each other group.
 
     Every figure is written as PNG and as SVG: the same bytes for the same rows and matplotlib. A
@@ -139,7 +139,8 @@ def _compression(values: Sequence[Reported], rows: Sequence[Row]) -> Figure:
     lines = len(models) // columns
     figure = Figure(figsize=(8, 1.8 + 3.7 * lines), layout="constrained", facecolor="white")
     panels: Any = figure.subplots(
-        *(2 * lines, columns),
+        2 * lines,
+        columns,
         sharex=True,
         sharey="row",
         squeeze=False,

@@ -9,7 +9,7 @@ from reproduce.report.tables import legend, make_table, markdown
 from reproduce.rows.ledger import read
 from reproduce.rows.row import Row
 from reproduce.rows.summary import measured
-from reproduce.study.cells import Study
+from reproduce.study.cells import Group
 from reproduce.study.studies import REPORTED, STUDIES
 
 NAME = "README.md"
@@ -23,7 +23,7 @@ lines to that folder, `ledger merge` takes those of another machine, and `figure
 and its pictures from them."""
 
 
-_Studies = dict[str, tuple[list[Study], list[Row]]]
+_Studies = dict[str, tuple[list[Group], list[Row]]]
 
 
 class PageError(Exception):
@@ -102,7 +102,7 @@ def _studies(ledger: Path, say: Callable[[str], None]) -> _Studies:
     studies = {}
     for study in STUDIES.values():
         rows = read(ledger, study.name, say)
-        known = {row["cell"] for row in rows}
+        known = {row.cell for row in rows}
         groups = [
             group
             for group in study.groups()

@@ -8,9 +8,9 @@ from rich.console import Console
 
 from reproduce.report.console import duration
 from reproduce.report.console import table as new_table
-from reproduce.rows.row import Row
+from reproduce.rows.row import Failed, Row
 from reproduce.rows.summary import Summary, images_error, interval, mean, summarise
-from reproduce.study.cells import Study
+from reproduce.study.cells import Group
 from reproduce.study.studies import REPORTED
 
 _ACCURACY = {value.cell: value.accuracy for value in REPORTED}
@@ -48,7 +48,7 @@ class Table(NamedTuple):
     notes: list[str]
 
 
-def make_table(group: Study, rows: Sequence[Row]) -> Table:
+def make_table(group: Group, rows: Sequence[Row]) -> Table:
     """The cells of a group, measured or not; beside the paper's values where it has some.
 
     Rows of other cells are not counted.
@@ -59,7 +59,7 @@ def make_table(group: Study, rows: Sequence[Row]) -> Table:
     beside = any(cell in _ACCURACY for cell in group.cells)
     lines = [_line(summary, beside) for summary in summaries]
     names = {cell.id: cell.name for cell in group.cells}
-    mine = [row for row in rows if row["cell"] in names]
+    mine = [row for row in rows if row.cell in names]
     return Table(
         group.title,
         [*lines[0]],
@@ -88,11 +88,11 @@ def _line(summary: Summary, beside: bool) -> dict[str, str]:
     if beside:
         difference = None if paper is None or average is None else average - paper
         line["best -\npaper's"] = measured(difference, "+.2f")
-    line["unique\nvalues"] = measured(size and size.unique, ",")
+    line["unique\nvalues"] = measured(size.unique if size else None, ",")
     if beside:
         line["saved %\nplotted"] = _text(plotted, ".2f")
-    line["saved %\npaper"] = measured(size and 100 * size.paper, ".2f")
-    line["saved %\nwhole"] = measured(size and 100 * size.whole, ".2f")
+    line["saved %\npaper"] = measured(100 * size.paper if size else None, ".2f")
+    line["saved %\nwhole"] = measured(100 * size.whole if size else None, ".2f")
     line["bytes\non disk"] = measured(on_disk, ",")
     return line
 
@@ -113,14 +113,16 @@ def _notes(summaries: Sequence[Summary], rows: Sequence[Row], names: dict[str, s
         )
     seconds: dict[str, list[float]] = {}
     for row in rows:
-        notes += [
-            f"{problem}: {names[row['cell']]}, seed {row['seed']}: {row[problem]}"
-            for problem in ("failed", "warning")
-            if problem in row
-        ]
-        hardware, torch = row["hardware"], row["versions"]["torch"]
-        where = f"{hardware['name']}, threads: {hardware['threads']}, torch {torch}"
-        seconds.setdefault(where, []).append(row.get("seconds", 0))
+        which, trained = f"{names[row.cell]}, seed {row.seed}", 0.0
+        if isinstance(row, Failed):
+            notes.append(f"failed: {which}: {row.failed}")
+        else:
+            trained = row.seconds
+            if row.warning:
+                notes.append(f"warning: {which}: {row.warning}")
+        hardware = row.hardware
+        where = f"{hardware.name}, threads: {hardware.threads}, torch {row.versions.torch}"
+        seconds.setdefault(where, []).append(trained)
     notes += [
         f"runs: {len(each)}; {duration(sum(each))} of training; on {where}"
         for where, each in seconds.items()
@@ -128,13 +130,13 @@ def _notes(summaries: Sequence[Summary], rows: Sequence[Row], names: dict[str, s
     return notes
 
 
-def legend(groups: Sequence[Study]) -> list[str]:
+def legend(groups: Sequence[Group]) -> list[str]:
     """What the columns of the tables of these groups mean."""
     beside = any(cell in _ACCURACY for group in groups for cell in group.cells)
     return [*_LEGEND, *(_PAPER_LEGEND if beside else ())]
 
 
-def show(console: Console, groups: Sequence[Study], rows: Sequence[Row]) -> None:
+def show(console: Console, groups: Sequence[Group], rows: Sequence[Row]) -> None:
     """Print the tables of the groups and what their columns mean, in a console 100 wide or more.
 
     So wide are those of the paper, and a number must not be cut off.

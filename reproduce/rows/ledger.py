@@ -3,12 +3,8 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from reproduce.rows.row import Row, append_row, lock, parse_row, read_rows
-from reproduce.study.cells import Study
+from reproduce.rows.row import Line, Row, append_row, lock, read_lines, read_rows
 from reproduce.study.studies import STUDIES
-
-_EVERY = {"cell", "seed", "configuration", "hardware", "versions"}
-_RESULT = {"accuracy_last", "accuracy_best", "held_out", "storage"}
 
 
 def read(folder: Path, study: str, say: Callable[[str], None]) -> list[Row]:
@@ -21,13 +17,11 @@ def read(folder: Path, study: str, say: Callable[[str], None]) -> list[Row]:
     """
     path = folder / f"{study}.jsonl"
     rows: dict[str, Row] = {}
-    for where, row, problem in _lines(path, STUDIES[study]) if path.exists() else ():
-        if not problem and row["run"] in rows:
-            problem = "the run has a row above"
-        if problem:
+    for where, row, problem in _lines(path, study) if path.exists() else ():
+        if row is None:
             say(f"{where} does not count: {problem}")
         else:
-            rows[row["run"]] = row
+            rows[row.run] = row
     return [*rows.values()]
 
 
@@ -41,7 +35,7 @@ def merge(source: Path, folder: Path, say: Callable[[str], None]) -> bool:
 
     Raises:
         FileNotFoundError: if there is no file of rows.
-        DamagedRowsError, OSError: if a file of the ledger is damaged or cannot be written.
+        OSError: if a file cannot be read, or one of the ledger not written.
     """
     files = [source] if source.is_file() else sorted(source.glob("*.jsonl"))
     if not files:
@@ -55,45 +49,36 @@ def merge(source: Path, folder: Path, say: Callable[[str], None]) -> bool:
         target = folder / file.name
         added = there = refused = 0
         with lock(target):
-            known: dict[str, Row] = {}
-            for row in read_rows(target, say):
-                known.setdefault(row["run"], row)
-            for where, row, problem in _lines(file, STUDIES[file.stem]):
-                if not problem and known.get(row["run"]) == row:
-                    there += 1
-                    continue
-                if not problem and row["run"] in known:
-                    problem = f"the ledger has another row of {row['run']}, which is kept"
-                if problem:
+            known = {row.run: row for row in read_rows(target, say)}
+            for where, row, problem in _lines(file, file.stem):
+                if row and known.get(row.run, row) != row:
+                    problem = f"the ledger has another row of {row.run}, which is kept"
+                if row is None or problem:
                     say(f"{where} is not added: {problem}")
                     refused += 1
-                    continue
-                append_row(target, row)
-                known[row["run"]] = row
-                added += 1
+                elif row.run in known:
+                    there += 1
+                else:
+                    append_row(target, row)
+                    known[row.run] = row
+                    added += 1
         say(f"{file}: {added} rows added, {there} there already, {refused} not added")
         complete = complete and not refused
     return complete
 
 
-def _lines(path: Path, study: Study) -> Iterator[tuple[str, Row, str]]:
-    """Of each line: where it is, its row, and why that does not count; "" where it does."""
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        row = parse_row(line)
-        problem = "it is damaged, or no row" if row is None else _problem(row, study)
-        yield f"{path}, line {number}", row or {}, problem
-
-
-def _problem(row: Row, study: Study) -> str:
-    cells = {cell.id: cell for cell in study.cells}
-    lacking = _EVERY.difference(row) if "failed" in row else (_EVERY | _RESULT).difference(row)
-    if lacking:
-        return f"{row['run']} lacks {', '.join(sorted(lacking))}"
-    if row["cell"] not in cells:
-        if study.outdates(row["configuration"]):
-            return f"{row['run']} is stale: of an older recipe"
-        return f"{row['run']} is of no cell of {study.name}: shortened, or of another version"
-    cell = cells[row["cell"]]
-    if row["configuration"] != cell.configuration or row["run"] != cell.run_id(row["seed"]):
-        return f"{row['run']} has a configuration or a seed that is not that of its id"
-    return ""
+def _lines(path: Path, name: str) -> Iterator[Line]:
+    """As ``read_lines``, but rows of cells that the study does not have are none."""
+    study = STUDIES[name]
+    cells = {cell.id for cell in study.cells}
+    for line in read_lines(path):
+        if line.row is None or line.row.cell in cells:
+            yield line
+        elif study.outdates(line.row.configuration):
+            yield Line(line.where, None, f"{line.row.run} is stale: of an older recipe")
+        else:
+            yield Line(
+                line.where,
+                None,
+                f"{line.row.run} is of no cell of {name}: shortened, or of another version",
+            )

@@ -4,10 +4,10 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean, stdev
 from typing import NamedTuple
 
+from msgspec import UNSET
 from scipy.special import stdtrit  # type: ignore[import-untyped]
 
-from pemn_ref import Storage
-from reproduce.rows.row import Row
+from reproduce.rows.row import Measured, Row, Storage
 from reproduce.study.cells import Cell
 
 
@@ -30,23 +30,26 @@ class Summary(NamedTuple):
 
 
 def summarise(cells: Iterable[Cell], rows: Sequence[Row]) -> list[Summary]:
-    """One summary for each of the cells, in their order; rows of other cells are not counted."""
+    """One summary for each of the cells, in their order; rows of other cells are not counted.
+
+    The order of the rows makes no difference.
+    """
     by_cell: dict[str, list[Row]] = {}
     for row in rows:
-        by_cell.setdefault(row["cell"], []).append(row)
+        by_cell.setdefault(row.cell, []).append(row)
     summaries = []
     for cell in cells:
-        mine = by_cell.get(cell.id, [])
-        done = [row for row in mine if "failed" not in row]
+        mine = sorted(by_cell.get(cell.id, []), key=lambda row: row.seed)
+        done = [row for row in mine if isinstance(row, Measured)]
         summaries.append(
             Summary(
                 cell,
-                [100 * row["accuracy_last"] for row in done],
-                [100 * row["accuracy_best"] for row in done],
+                [100 * row.accuracy_last for row in done],
+                [100 * row.accuracy_best for row in done],
                 len(mine) - len(done),
-                done[0]["held_out"] if done else 0,
-                Storage(**done[0]["storage"]) if done else None,
-                done[-1].get("bytes") if done else None,
+                done[0].held_out if done else 0,
+                done[0].storage if done else None,
+                done[-1].bytes if done and done[-1].bytes is not UNSET else None,
             )
         )
     return summaries

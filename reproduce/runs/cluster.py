@@ -28,12 +28,11 @@ from rich.table import Table
 
 from pemn_ref.atomic import write
 from reproduce.data.batches import Images
-from reproduce.rows.row import Row
+from reproduce.rows.row import Epoch, Row
 from reproduce.runs.study import TAKEN, Result, Work
 from reproduce.study.cells import Cell
 from reproduce.training.checkpoint import Checkpoint, Stopped, stopping
 from reproduce.training.device import Device, gpus, open_device
-from reproduce.training.loop import Epoch
 from reproduce.training.run import Skipped, describe, train_run
 
 

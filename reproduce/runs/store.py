@@ -21,6 +21,8 @@ from reproduce.training.files import run_file
 class RunStore:
     """Rows, files, checkpoints and locks. Any number of processes may use one folder.
 
+    Paths are made of the ids of runs that a study names, never of what a row says.
+
     Raises:
         OSError: if the folder cannot be written.
     """
@@ -29,34 +31,41 @@ class RunStore:
         self, out: Path, study: str, say: Callable[[str], None], ledger: Path | None = None
     ) -> None:
         self.out, self._say = out, say
+        self._said: set[str] = set()
         self.path = (ledger or out) / f"{study}.jsonl"
         for folder in (self.path.parent, out / "locks", out / "checkpoints"):
             folder.mkdir(parents=True, exist_ok=True)
         self._lock = lock(self.path)  # beside the rows: another folder may share their ledger
 
     def rows(self) -> dict[str, Row]:
-        """The rows by run.
+        """The rows by run. What is said of a line is said once.
 
         Raises:
-            DamagedRowsError, OSError: as ``read_rows``.
+            OSError: as ``read_rows``.
         """
         with self._lock:  # a line that another process writes at the moment is not torn
-            rows = {row["run"]: row for row in read_rows(self.path, self._say)}
-        for run in rows:  # of a process that was killed before it dropped its checkpoint
-            self._checkpoint(run).unlink(missing_ok=True)
-        return rows
+            return {row.run: row for row in read_rows(self.path, self._say_once)}
+
+    def _say_once(self, message: str) -> None:
+        if message not in self._said:
+            self._said.add(message)
+            self._say(message)
 
     def finish(self, row: Row) -> None:
         """Keep the row, unless one came from another folder of the ledger; drop the checkpoint.
 
         Raises:
-            ValueError, DamagedRowsError, OSError: as ``append_row`` and ``read_rows``.
+            ValueError, OSError: as ``append_row`` and ``read_rows``.
         """
         with self._lock:
             # First, since a line that is added to a torn one is torn with it.
-            if row["run"] not in self.rows():
+            if row.run not in self.rows():
                 append_row(self.path, row)
-        self._checkpoint(row["run"]).unlink(missing_ok=True)
+        self.drop(row.run)
+
+    def drop(self, run: str) -> None:
+        """The checkpoint of a run that has a row: who wrote it was perhaps killed before that."""
+        self._checkpoint(run).unlink(missing_ok=True)
 
     @contextmanager
     def claim(self, run: str) -> Iterator[bool]:

@@ -10,7 +10,7 @@ from rich.progress import Progress
 from reproduce.data.batches import Images
 from reproduce.data.datasets import load
 from reproduce.data.root import MissingDataError
-from reproduce.rows.row import Row
+from reproduce.rows.row import Failed, Row
 from reproduce.runs.store import RunStore
 from reproduce.study.cells import Cell, Study
 from reproduce.training.checkpoint import Stop
@@ -64,7 +64,7 @@ def run_study(
     Raises:
         Stopped: if asked to stop, after a checkpoint.
         CheckpointError: if a checkpoint cannot be resumed.
-        DamagedRowsError, OSError: if rows or checkpoints cannot be read or written.
+        OSError: if rows or checkpoints cannot be read or written.
     """
     for group in study.groups():
         console.print(group.title)
@@ -72,13 +72,16 @@ def run_study(
     rows = store.rows()
     wanted = [(cell, seed) for seed in seeds for cell in study.cells]
     missing = [(cell, seed) for cell, seed in wanted if cell.run_id(seed) not in rows]
+    for cell, seed in wanted:
+        if cell.run_id(seed) in rows:
+            store.drop(cell.run_id(seed))
     console.print(
         f"{len(missing)} runs to train; {len(wanted) - len(missing)} of {len(wanted)}"
         f" are in {store.path} already and are not trained again"
     )
     for row in rows.values():
-        if study.outdates(row["configuration"]):
-            console.print(f"{row['run']} is stale: of an older recipe, and not counted")
+        if study.outdates(row.configuration):
+            console.print(f"{row.run} is stale: of an older recipe, and not counted")
     images: dict[str, tuple[Images, Images]] = {}
     for dataset in dict.fromkeys(cell.dataset for cell, _ in missing):
         try:
@@ -130,10 +133,10 @@ def _outcome(result: Row | Skipped) -> str:
     """For people."""
     if isinstance(result, Skipped):
         return f"skipped: {result.reason}"
-    if "failed" in result:
-        return f"failed: {result['failed']}"
+    if isinstance(result, Failed):
+        return f"failed: {result.failed}"
     text = (
-        f"{100 * result['accuracy_last']:5.1f} %  {result['seconds']:.1f} s"
-        f"  {result['images_per_second']:,.0f} images/s"
+        f"{100 * result.accuracy_last:5.1f} %  {result.seconds:.1f} s"
+        f"  {result.images_per_second:,.0f} images/s"
     )
-    return f"{text}  WARNING: {result['warning']}" if "warning" in result else text
+    return f"{text}  WARNING: {result.warning}" if result.warning else text

@@ -8,7 +8,9 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple, TypedDict
+
+import msgspec
 
 import pemn_ref as pemn
 from reproduce.study.recipes import Recipe
@@ -142,14 +144,48 @@ class Cell:
         """The cell of a ``configuration``, of whose recipe it is not known where it is from.
 
         Raises:
-            LookupError, TypeError, ValueError: if it is the configuration of no cell.
+            ValueError: if it is the configuration of no cell.
         """
-        sizes, recipe = configuration["model"], configuration["recipe"]
-        model = {kind.family: kind for kind in (ConvMixer, ResNet, ViT)}[sizes["family"]]
-        return cls(
-            **configuration
-            | {"model": model(**sizes), "recipe": Recipe(**recipe, known=(), inferred=())}
-        )
+        kinds: dict[str, type[ConvMixer | ResNet | ViT]]
+        kinds = {kind.family: kind for kind in (ConvMixer, ResNet, ViT)}
+        try:
+            plain = msgspec.convert(configuration, _Configuration)
+            family = plain["model"].get("family")
+            if family not in [*kinds]:
+                raise ValueError(f"no family of models {family!r}, only {', '.join(kinds)}")
+            cell = cls(
+                dataset=plain["dataset"],
+                model=msgspec.convert(plain["model"], kinds[family]),
+                strategy=plain["strategy"],
+                ratio=plain["ratio"],
+                density=plain["density"],
+                recipe=msgspec.convert({**plain["recipe"], "known": (), "inferred": ()}, Recipe),
+            )
+        except msgspec.MsgspecError as error:
+            raise ValueError(f"a configuration of no cell: {error}") from error
+        if cell.configuration != configuration:
+            raise ValueError("a configuration of no cell: it has a field that no cell has")
+        return cell
+
+
+class _Configuration(TypedDict):
+    """The types of ``Cell.configuration``."""
+
+    dataset: str
+    model: dict[str, Any]
+    strategy: str
+    ratio: float | None
+    density: float | None
+    recipe: dict[str, Any]
+
+
+class Group(NamedTuple):
+    """What one table or figure shows."""
+
+    title: str
+    cells: tuple[Cell, ...]
+    stem: str
+    """The name of its figure, without the ending."""
 
 
 @dataclass(frozen=True)
@@ -203,26 +239,21 @@ class Study:
             cells = tuple(c for c in cells if not wanted or {*named(c)} & {*wanted})
         return replace(self, cells=cells)
 
-    def groups(self) -> "list[Study]":
+    def groups(self) -> list[Group]:
         """The cells of one model on one dataset each, with the title of their table."""
         groups: dict[tuple[str, str], list[Cell]] = {}
         for cell in self.cells:
             groups.setdefault((cell.model.label, cell.dataset), []).append(cell)
         return [
-            replace(
-                self,
-                cells=tuple(cells),
-                title=self.title.format(
+            Group(
+                self.title.format(
                     model=type(cells[0].model).__name__, label=label, dataset=dataset
                 ),
+                tuple(cells),
+                f"{dataset}-{label}{self.suffix}",
             )
             for (label, dataset), cells in groups.items()
         ]
-
-    @property
-    def stem(self) -> str:
-        """The name of a group's figure, without its ending."""
-        return f"{self.cells[0].dataset}-{self.cells[0].model.label}{self.suffix}"
 
     def outdates(self, configuration: dict[str, Any]) -> bool:
         """Whether a recipe of this study is a newer version of the one in the configuration."""

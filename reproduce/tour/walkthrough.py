@@ -346,7 +346,9 @@ axes.set_xscale("log")
 heights = [results[name] for name in strategies]
 errors = [(height * (100 - height) / 500) ** 0.5 for height in heights]
 axes.errorbar(
-    *([unique[name] for name in strategies], heights, errors),
+    [unique[name] for name in strategies],
+    heights,
+    errors,
     fmt="o",
     color="#0072B2",
     capsize=4,

@@ -67,7 +67,7 @@ def export(out: Path, run: str, target: Path) -> None:
         UnknownRunError: if the folder holds none of that name.
         OSError: if it cannot be read or written.
     """
-    there = sorted(run_file(out, run).parent.glob("*.safetensors"))
+    there = sorted((out / "files").glob("*.safetensors"))
     known = {path.stem: path for path in there if path.is_file()}  # to read a FIFO is to wait
     if run not in known:
         raise UnknownRunError(

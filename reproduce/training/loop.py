@@ -4,31 +4,22 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
+from msgspec import structs
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from pemn_ref.checks import check_same
 from pemn_ref.prototype import random_stream
 from reproduce.data.batches import Batch, TrainingBatches
+from reproduce.rows.row import Epoch
 from reproduce.study.recipes import Recipe
 from reproduce.training.checkpoint import Checkpoint, CheckpointError
 from reproduce.training.device import Device
 from reproduce.training.networks import Network
-
-
-class Epoch(NamedTuple):
-    """What one epoch gave: mean training loss, accuracy on the held-out images (a fraction).
-
-    ``seconds`` are those of training, the writing of checkpoints among them, evaluation aside.
-    """
-
-    loss: float
-    accuracy: float
-    seconds: float
 
 
 def rate(recipe: Recipe, progress: float) -> float:
@@ -134,7 +125,7 @@ def train(
 
 def _content(network: Network, optimizer: torch.optim.Optimizer, at: _Position) -> dict[str, Any]:
     tensors = {name: tensor.detach() for name, tensor in network.tensors.items()}
-    position = {**vars(at), "history": [tuple(epoch) for epoch in at.history]}
+    position = {**vars(at), "history": [*map(structs.astuple, at.history)]}
     return {"tensors": tensors, "optimizer": optimizer.state_dict(), "position": position}
 
 
@@ -159,8 +150,8 @@ def _resume(
     try:
         check_same("the tensors are others", content["tensors"], network.tensors)
         optimizer.load_state_dict(content["optimizer"])
-        position = _Position(**content["position"])
-        position.history = [Epoch(*epoch) for epoch in position.history]
+        history = [Epoch(*epoch) for epoch in content["position"]["history"]]
+        position = _Position(**{**content["position"], "history": history})
     except (LookupError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{checkpoint.path} is not of this version of the program ({error!r}): remove it, and"

@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 import pemn_ref as pemn
 from pemn_ref import fast
+from pemn_ref.accounting import masked_storage
 from pemn_ref.checks import Tensors, check_model
 from pemn_ref.forward import places
 from reproduce.data.datasets import DATASETS
@@ -99,16 +100,7 @@ def _pruned_network(cell: Cell, model: nn.Module, seed: int) -> Network:
     numbers = [weight.numel() for weight in weights.values()]
     kept = sum(pemn.kept(number, cell.density) for number in numbers)
     # A bit for each weight says which are kept; the paper's percentages leave that bit out.
-    bits, dense = sum(numbers) + 32 * kept, 32 * sum(numbers)
-    others = sum(8 * tensor.element_size() * tensor.numel() for tensor in _others(model, state))
-    storage = pemn.Storage(
-        weights=sum(numbers),
-        unique=kept,
-        paper=1 - bits / dense,
-        whole=1 - (bits + others) / (dense + others),
-        bits=bits + others,
-        dense_bits=dense + others,
-    )
+    storage = masked_storage(sum(numbers), kept, _others(model, state))
     trained = [*state.rest.values(), *weights.values()]
     return Network(model, _masked(cell, model, state), trained, storage, state)
 

@@ -6,21 +6,22 @@ from collections.abc import Callable
 from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from msgspec import UNSET, UnsetType
 
 import pemn_ref as pemn
 from reproduce.data.augment import make_transform
 from reproduce.data.batches import Batch, Images, TrainingBatches, Transform, evaluation_batches
 from reproduce.data.datasets import DATASETS, load
-from reproduce.rows.row import Row
+from reproduce.rows.row import Epoch, Failed, Hardware, Measured, Row, Storage, Versions
 from reproduce.study.cells import Cell
 from reproduce.study.studies import CANARY, CANARY_BAND
 from reproduce.training.checkpoint import Checkpoint
 from reproduce.training.device import Device
 from reproduce.training.files import read_network, write_network
-from reproduce.training.loop import Epoch, accuracy, train
+from reproduce.training.loop import accuracy, train
 from reproduce.training.networks import make_network
 
 _EVALUATION_BATCH = 500
@@ -56,12 +57,6 @@ def train_run(
         MissingDataError: if an image cannot be decoded.
     """
     train_images, test_images = images
-    row: Row = {
-        "run": cell.run_id(seed),
-        "cell": cell.id,
-        "seed": seed,
-        "configuration": cell.configuration,
-    }
     try:
         with closing(training_batches(cell, train_images, seed, device)) as batches:
             held_out = held_out_batches(cell, test_images, device)
@@ -79,42 +74,55 @@ def train_run(
     except torch.OutOfMemoryError:
         return Skipped("the memory of the device is too small")
     except FloatingPointError as error:
-        return {**row, "failed": str(error), **_conditions(device)}
+        return Failed(
+            run=cell.run_id(seed),
+            cell=cell.id,
+            seed=seed,
+            configuration=cell.configuration,
+            failed=str(error),
+            **_conditions(device),
+        )
     accuracies = [epoch.accuracy for epoch in history]
     seconds = sum(epoch.seconds for epoch in history)  # of training alone, interruptions aside
+    warning: str | UnsetType = UNSET
     if cell == CANARY and not CANARY_BAND[0] <= 100 * max(accuracies) <= CANARY_BAND[1]:
-        row["warning"] = (
+        warning = (
             f"the best epoch of the canary has {100 * max(accuracies):.2f} %, not"
             f" {CANARY_BAND[0]} to {CANARY_BAND[1]} %: mistrust all other numbers until this is"
             " understood"
         )
     file.parent.mkdir(exist_ok=True)
     write_network(file, network, cell, seed)
-    return {
-        **row,
-        "accuracy_last": accuracies[-1],
-        "accuracy_best": max(accuracies),
-        "held_out": len(test_images),
-        "history": [epoch._asdict() for epoch in history],
-        "storage": network.storage._asdict(),
-        "bytes": file.stat().st_size,
-        "seconds": round(seconds, 3),
-        "images_per_second": round(len(train_images) * len(history) / seconds, 1),
+    return Measured(
+        run=cell.run_id(seed),
+        cell=cell.id,
+        seed=seed,
+        configuration=cell.configuration,
+        warning=warning,
+        accuracy_last=accuracies[-1],
+        accuracy_best=max(accuracies),
+        held_out=len(test_images),
+        history=history,
+        storage=Storage(*network.storage),
+        bytes=file.stat().st_size,
+        seconds=round(seconds, 3),
+        images_per_second=round(len(train_images) * len(history) / seconds, 1),
         **_conditions(device),
-    }
+    )
 
 
-def _conditions(device: Device) -> Row:
+def _conditions(device: Device) -> dict[str, Any]:
     """What the numbers were measured with."""
+    versions = Versions(
+        python=platform.python_version(),
+        torch=str(torch.__version__),
+        torchvision=version("torchvision"),
+        pemn_ref=pemn.__version__,
+    )
     return {
         "device": str(device.torch),
-        "hardware": {"name": device.hardware, "threads": torch.get_num_threads()},
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchvision": version("torchvision"),
-            "pemn_ref": pemn.__version__,
-        },
+        "hardware": Hardware(device.hardware, torch.get_num_threads()),
+        "versions": versions,
         "commit": COMMIT,
     }
 

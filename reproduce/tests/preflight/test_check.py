@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec import structs
 from PIL import Image
 from torch import Tensor
 
@@ -25,16 +26,15 @@ from reproduce.preflight import cost, trials
 from reproduce.preflight.cost import Cost, learned, size
 from reproduce.preflight.plan import read_plan
 from reproduce.preflight.trials import TrialError, compare_numbers, stop_and_resume, train_briefly
-from reproduce.rows.row import append_row
+from reproduce.rows.row import Epoch, append_row
 from reproduce.runs.store import RunStore
 from reproduce.study.cells import Cell, ConvMixer
 from reproduce.study.recipes import CONVMIXER
 from reproduce.study.studies import STUDIES
 from reproduce.tests.conftest import Command
-from reproduce.tests.invented import failed_row_of, write_rows
+from reproduce.tests.invented import failed_row_of, row_of, write_rows
 from reproduce.training.checkpoint import Stop
 from reproduce.training.device import Device, open_device
-from reproduce.training.loop import Epoch
 from reproduce.training.run import Skipped
 
 CPU = open_device("cpu")
@@ -42,7 +42,9 @@ DIGITS = STUDIES["digits"].chosen()
 TINY = Cell(
     "cifar10",
     ConvMixer(depth=1, width=8, patch=4, kernel=3),
-    *("rp", 0.1, 0.5),
+    "rp",
+    0.1,
+    0.5,
     CONVMIXER.changed(batch=8, augmentation="crop-flip"),
 )
 
@@ -228,30 +230,30 @@ def test_a_run_that_cannot_be_stopped_or_resumed_is_said(
     [
         ({}, b"bits", None),
         ({"seconds": 9.0, "images_per_second": 9.0}, b"bits", None),
-        ({"accuracy_last": 0.6}, b"bits", "row or network"),
+        ({"held_out": 400}, b"bits", "row or network"),
         ({}, b"other", "row or network"),
-        ({"history": [Epoch(2.0, 0.3, 1.1)._asdict()]}, b"bits", "was not resumed"),
-        ({"history": [Epoch(2.0, 0.4, 1.0)._asdict()]}, b"bits", "was not resumed"),
+        ({"history": [Epoch(1.0, 0.5, 2.1)]}, b"bits", "was not resumed"),
+        ({"history": [Epoch(0.9, 0.5, 2.0)]}, b"bits", "was not resumed"),
     ],
 )
 def test_a_run_that_does_not_go_on_as_it_was_is_said(
     tmp_path: Path, changed: dict[str, Any], network: bytes, named: str | None
 ) -> None:
-    kept = [Epoch(2.0, 0.3, seconds=1.0)]
-    row = {"run": "r", "seconds": 1.0, "images_per_second": 5.0, "accuracy_last": 0.5}
-    row["history"] = [epoch._asdict() for epoch in kept]
+    row = row_of(DIGITS.shortened(1).cells[0])
+    run, kept = row.run, row.history
+    other = structs.replace(row, **changed)
     whole, parts = (RunStore(tmp_path / name, "digits", print) for name in ("whole", "parts"))
-    for store, what, content in ((whole, row, b"bits"), (parts, row | changed, network)):
+    for store, what, content in ((whole, row, b"bits"), (parts, other, network)):
         append_row(store.path, what)
-        store.file("r").parent.mkdir()
-        store.file("r").write_bytes(content)
+        store.file(run).parent.mkdir()
+        store.file(run).write_bytes(content)
     if named is None:
-        trials.compare_runs(parts, whole, "r", kept, CPU)
+        trials.compare_runs(parts, whole, run, kept, CPU)
     else:
         with pytest.raises(TrialError, match=named):
-            trials.compare_runs(parts, whole, "r", kept, CPU)
+            trials.compare_runs(parts, whole, run, kept, CPU)
     if named != "was not resumed":
-        trials.compare_runs(parts, whole, "r", kept, like(NotRepeating))
+        trials.compare_runs(parts, whole, run, kept, like(NotRepeating))
 
 
 @pytest.mark.parametrize("kind", [Device, Counting])

@@ -49,7 +49,11 @@ def out(tmp_path: Path) -> Path:
     run = one_layer.run_id(0)
     with pytest.raises(Stopped):
         train_run(
-            *(one_layer, 0, load("digits"), DEVICE, store.checkpoint(run, 60, stop)),
+            one_layer,
+            0,
+            load("digits"),
+            DEVICE,
+            store.checkpoint(run, 60, stop),
             store.file(run),
             stop_after_two,
         )
@@ -61,7 +65,7 @@ def test_runs_are_done_failed_begun_or_to_train(out: Path) -> None:
     assert [run.state for run in plan.runs] == ["done", "failed", "begun", *["to train"] * 6]
     assert [run.left for run in plan.runs] == [0, 0, 25 - 2, *[25] * 6]
     assert plan.cells == list(DIGITS.cells[2:])
-    assert [row["run"] for row in plan.stale] != []
+    assert [row.run for row in plan.stale] != []
     assert {run.state for run in read_plan(DIGITS, [1], out).runs} == {"to train"}
 
 

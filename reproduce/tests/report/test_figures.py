@@ -10,14 +10,16 @@ import pytest
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
+from msgspec import structs
 from PIL import Image
 
 from reproduce.report import figures
 from reproduce.report.figures import PAPER_FIGURES, draw_figures
+from reproduce.report.finished import _with_others
 from reproduce.rows.ledger import read
 from reproduce.rows.row import Row
 from reproduce.rows.summary import measured
-from reproduce.study.cells import PRUNED, Cell, Study
+from reproduce.study.cells import PRUNED, Cell, Group
 from reproduce.study.studies import REPORTED, STUDIES
 from reproduce.tests.invented import STORAGE, failed_row_of, row_of, rows_of
 
@@ -52,7 +54,7 @@ def test_reduced_figure_is_drawn_of_whatever_was_asked_for(
     tmp_path: Path, names: list[str]
 ) -> None:
     study = DIGITS.chosen(strategies=names)
-    png, svg = draw_figures([study], rows_of(study.cells, [0.9, 0.92]), tmp_path)
+    png, svg = draw_figures(study.groups(), rows_of(study.cells, [0.9, 0.92]), tmp_path)
     assert png.name == "digits-convmixer-d2-w32.png"
     assert png.read_bytes().startswith(b"\x89PNG")
     for name in names:
@@ -61,7 +63,7 @@ def test_reduced_figure_is_drawn_of_whatever_was_asked_for(
 
 
 def test_reduced_study_has_no_figure_before_it_has_a_result(tmp_path: Path) -> None:
-    assert draw_figures([DIGITS], [failed_row_of(DIGITS.cells[0])], tmp_path) == []
+    assert draw_figures(DIGITS.groups(), [failed_row_of(DIGITS.cells[0])], tmp_path) == []
 
 
 def test_only_figures_that_show_a_cell_are_drawn(tmp_path: Path) -> None:
@@ -82,6 +84,21 @@ def test_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
     one, two = (draw_figures(groups, rows, tmp_path / name) for name in ("one", "two"))
     assert [path.name for path in one] == ["capacity-vit.png", "capacity-vit.svg"]
     assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
+
+
+def test_order_of_the_rows_makes_no_difference(tmp_path: Path) -> None:
+    """Nor does the order in which ``run`` finds the other cells of a figure."""
+    rows = rows_of(DIGITS.cells, [0.7, 0.8, 0.85])
+    groups = DIGITS.chosen(strategies=["mp"]).groups()
+    pictures = []
+    for name, ordered in (("one", rows), ("two", rows[::-1])):
+        paths = draw_figures(DIGITS.groups(), ordered, tmp_path / name)
+        paths += draw_figures(
+            [_with_others(group, ordered) for group in groups], ordered, tmp_path / f"{name}-run"
+        )
+        pictures.append([path.read_bytes() for path in paths])
+    assert len(pictures[0]) == 4
+    assert pictures[0] == pictures[1]
 
 
 def draw(stem: str, rows: Sequence[Row]) -> Figure:
@@ -134,7 +151,7 @@ def test_failed_runs_are_no_mark() -> None:
 
 def test_bytes_on_disk_lie_beside_the_accounting_of_the_paper() -> None:
     values = PAPER_FIGURES["compression-tiny-imagenet"]
-    storage = {**STORAGE, "paper": 0.9, "whole": 0.8, "bits": 1600, "dense_bits": 8000}
+    storage = structs.replace(STORAGE, paper=0.9, whole=0.8, bits=1600, dense_bits=8000)
     rows = [row_of(value.cell, storage=storage, bytes=300) for value in values]
     above, below = draw("compression-tiny-imagenet", rows).axes
     assert above.get_shared_x_axes().joined(above, below)
@@ -164,7 +181,7 @@ def test_names_of_close_values_are_moved_apart() -> None:
 
 
 @pytest.mark.parametrize("group", STUDIES["digits"].chosen(models=FAMILIES).groups())
-def test_nothing_is_cut_off(group: Study, tmp_path: Path) -> None:
+def test_nothing_is_cut_off(group: Group, tmp_path: Path) -> None:
     rows = read(Path(figures.__file__).parents[1] / "results", "digits", print)
     figure = figures._unique(group.title, measured(group.cells, rows))
     png, _ = figures._save(figure, tmp_path / "picture")

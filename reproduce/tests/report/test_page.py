@@ -107,7 +107,7 @@ def test_run_prints_the_table_of_the_command(tmp_path: Path, command: Command) -
     code, table, _ = command("table", "--study", "digits", "--only", MP.id, "--ledger", tmp_path)
     assert code == 0
     code, output, _ = command(
-        *("run", "--only", MP.run_id(0), "--seeds", "1", "--device", "cpu", "--out", tmp_path)
+        "run", "--only", MP.run_id(0), "--seeds", "1", "--device", "cpu", "--out", tmp_path
     )
     assert code == 0
     assert "0 runs to train" in output

@@ -1,26 +1,27 @@
 """Tables say what the rows say, and where they say nothing."""
 
 import random
-from dataclasses import replace
 from io import StringIO
 from statistics import fmean
 
 import pytest
+from msgspec import UNSET, structs
 from rich.console import Console
 
 from reproduce.report.tables import make_table, markdown, show
 from reproduce.rows.row import Row
 from reproduce.rows.summary import interval, summarise
-from reproduce.study.cells import Study
+from reproduce.study.cells import Group
 from reproduce.study.studies import REPORTED, STUDIES
 from reproduce.tests.invented import STORAGE, failed_row_of, row_of, rows_of
 
 DIGITS = STUDIES["digits"].chosen()
 PAPER = STUDIES["paper"]
 RESNET = PAPER.chosen(models=["resnet32"], datasets=["cifar10"])
+(ON_DIGITS,), (ON_CIFAR,) = DIGITS.groups(), RESNET.groups()
 
 
-def line_of(group: Study, rows: list[Row], name: str) -> dict[str, str]:
+def line_of(group: Group, rows: list[Row], name: str) -> dict[str, str]:
     """Column -> text, of one strategy."""
     table = make_table(group, rows)
     (line,) = (line for line in table.lines if line[0] == name)
@@ -28,7 +29,7 @@ def line_of(group: Study, rows: list[Row], name: str) -> dict[str, str]:
     return dict(zip(heads, line, strict=True))
 
 
-def shown(groups: list[Study], rows: list[Row], width: int = 80) -> str:
+def shown(groups: list[Group], rows: list[Row], width: int = 80) -> str:
     """What is printed to a console that wide."""
     text = StringIO()
     show(Console(file=text, width=width, soft_wrap=True), groups, rows)
@@ -68,7 +69,7 @@ def test_summary_counts_rows_of_its_cells_only_and_failures_apart() -> None:
 
 
 def test_line_of_a_reduced_study_has_no_paper_in_it() -> None:
-    line = line_of(DIGITS, rows_of(DIGITS.cells, [0.9, 0.92, 0.97]), "one_layer")
+    line = line_of(ON_DIGITS, rows_of(DIGITS.cells, [0.9, 0.92, 0.97]), "one_layer")
     assert line == {
         "strategy": "one_layer",
         "n": "3",
@@ -83,7 +84,7 @@ def test_line_of_a_reduced_study_has_no_paper_in_it() -> None:
 
 
 def test_line_of_the_paper_compares_its_value_with_our_best_epochs() -> None:
-    line = line_of(RESNET, rows_of(RESNET.cells, [0.85, 0.86]), "mp")
+    line = line_of(ON_CIFAR, rows_of(RESNET.cells, [0.85, 0.86]), "mp")
     assert line["paper's best %"] == "86.29"
     assert (line["last %"], line["best %"]) == ("85.50", "86.50")
     assert line["best - paper's"] == "+0.21"
@@ -92,44 +93,44 @@ def test_line_of_the_paper_compares_its_value_with_our_best_epochs() -> None:
 
 def test_what_is_not_measured_is_empty_beside_the_paper() -> None:
     rows = rows_of(RESNET.chosen(strategies=["mp"]).cells, [0.85])
-    line = line_of(RESNET, rows, "rp_1e-1")
+    line = line_of(ON_CIFAR, rows, "rp_1e-1")
     assert line.pop("strategy") == "rp_1e-1"
     assert line.pop("paper's best %") == "86.65"
     assert line.pop("saved % plotted") == "96.10"
     assert line.pop("n") == "0"
     assert set(line.values()) == {""}
-    (unmeasured,) = (text for text in shown([RESNET], rows).splitlines() if "rp_1e-1 " in text)
+    (unmeasured,) = (text for text in shown([ON_CIFAR], rows).splitlines() if "rp_1e-1 " in text)
     assert unmeasured.split() == ["rp_1e-1", "86.65", "0", "96.10"]
 
 
 def test_one_seed_has_no_interval_and_the_control_no_value_of_the_paper() -> None:
-    line = line_of(RESNET, rows_of(RESNET.cells, [0.5]), "control")
+    line = line_of(ON_CIFAR, rows_of(RESNET.cells, [0.5]), "control")
     assert (line["n"], line["last %"], line["95 % ±"]) == ("1", "50.00", "-")
     assert (line["paper's best %"], line["best - paper's"], line["saved % plotted"]) == ("-",) * 3
 
 
 def test_failed_runs_are_shown_as_failed() -> None:
     mp, rp = DIGITS.chosen(strategies=["mp", "rp_1e-1"]).cells
-    rows = [row_of(mp), failed_row_of(mp, seed=1), failed_row_of(rp)]
-    assert (line_of(DIGITS, rows, "mp")["n"], line_of(DIGITS, rows, "mp")["last %"]) == (
+    rows: list[Row] = [row_of(mp), failed_row_of(mp, seed=1), failed_row_of(rp)]
+    assert (line_of(ON_DIGITS, rows, "mp")["n"], line_of(ON_DIGITS, rows, "mp")["last %"]) == (
         "1/2",
         "50.0",
     )
-    line = line_of(DIGITS, rows, "rp_1e-1")
+    line = line_of(ON_DIGITS, rows, "rp_1e-1")
     assert (line["n"], line["last %"], line["best %"]) == ("0/1", "failed", "")
-    assert "failed: mp, seed 1: the loss is nan" in make_table(DIGITS, rows).notes
+    assert "failed: mp, seed 1: the loss is nan" in make_table(ON_DIGITS, rows).notes
 
 
 def test_warning_of_a_row_stands_under_its_table() -> None:
     canary = PAPER.cells[0]
-    group = PAPER.chosen(ids=[canary.id])
-    rows = [row_of(canary, warning="mistrust all other numbers")]
+    (group,) = PAPER.chosen(ids=[canary.id]).groups()
+    rows: list[Row] = [row_of(canary, warning="mistrust all other numbers")]
     assert "warning: rp_1e-3, seed 0: mistrust all other numbers" in make_table(group, rows).notes
 
 
 def test_notes_say_what_was_measured_with_what() -> None:
     mp, rp = DIGITS.chosen(strategies=["mp", "rp_1e-1"]).cells
-    notes = make_table(DIGITS, [row_of(mp), row_of(rp, accuracy=0.9)]).notes
+    notes = make_table(ON_DIGITS, [row_of(mp), row_of(rp, accuracy=0.9)]).notes
     assert notes == [
         "500 images held out: their number alone gives an accuracy a standard error of 1.3 to 2.2"
         " points, which more seeds do not lessen",  # sqrt(90 * 10 / 500), sqrt(50 * 50 / 500)
@@ -138,14 +139,12 @@ def test_notes_say_what_was_measured_with_what() -> None:
 
 
 def test_rows_from_before_there_were_files_have_no_bytes() -> None:
-    rows = rows_of(DIGITS.cells, [0.5])
-    for row in rows:
-        del row["bytes"]
-    assert line_of(DIGITS, rows, "mp")["bytes on disk"] == "-"
+    rows: list[Row] = [row_of(cell, bytes=UNSET) for cell in DIGITS.cells]
+    assert line_of(ON_DIGITS, rows, "mp")["bytes on disk"] == "-"
 
 
 def test_order_is_that_of_the_paper_with_the_canary_in_its_place() -> None:
-    group = PAPER.chosen(models=["convmixer-d6-w256"], datasets=["cifar10"])
+    (group,) = PAPER.chosen(models=["convmixer-d6-w256"], datasets=["cifar10"]).groups()
     names = [line[0] for line in make_table(group, []).lines]
     assert names[:4] == ["dense", "mask", "one_layer", "mp"]
     assert names[6:8] == ["rp_1e-3", "rp_1e-4"]
@@ -153,7 +152,7 @@ def test_order_is_that_of_the_paper_with_the_canary_in_its_place() -> None:
 
 
 def test_shortened_cells_never_stand_beside_the_paper() -> None:
-    short = RESNET.shortened(1)
+    (short,) = RESNET.shortened(1).groups()
     table = make_table(short, rows_of(short.cells, [0.5]))
     assert not any("paper's" in column for column in table.columns)
     assert "shortened to 1 epochs" in table.title
@@ -161,8 +160,8 @@ def test_shortened_cells_never_stand_beside_the_paper() -> None:
 
 @pytest.mark.parametrize("width", [80, 200])
 def test_tables_of_the_paper_fit_100_columns_and_no_number_is_cut_off(width: int) -> None:
-    storage = {**STORAGE, "unique": 1_234_567, "paper": -0.03125}
-    rows = [
+    storage = structs.replace(STORAGE, unique=1_234_567, paper=-0.03125)
+    rows: list[Row] = [
         row_of(cell, accuracy=0.9, storage=storage, bytes=12_345_678) for cell in PAPER.cells
     ] + [failed_row_of(cell, seed=1) for cell in PAPER.cells]
     text = shown(PAPER.groups(), rows, width)
@@ -184,7 +183,7 @@ def test_every_value_of_the_paper_is_in_a_table() -> None:
 
 
 def test_markdown_has_a_heading_a_line_a_cell_and_the_notes() -> None:
-    group = replace(DIGITS.chosen(strategies=["mp"]), title="A title")
+    group = Group("A title", DIGITS.chosen(strategies=["mp"]).cells, "stem")
     text = markdown(make_table(group, rows_of(group.cells, [0.5])))
     lines = text.splitlines()
     assert lines[0] == "### A title"

@@ -1,6 +1,7 @@
 """What a ledger takes and what it refuses; nothing is lost either way."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,37 +10,42 @@ from filelock import Timeout
 
 from reproduce.rows import ledger
 from reproduce.rows.ledger import merge, read
-from reproduce.rows.row import DamagedRowsError, Row, append_row, lock
+from reproduce.rows.row import Row, append_row, line_of, lock, parse_row
 from reproduce.runs.store import RunStore
-from reproduce.study.cells import Study
 from reproduce.study.studies import STUDIES
 from reproduce.tests.invented import failed_row_of, row_of, write_rows
 
 DIGITS = STUDIES["digits"]
 ONE, TWO, THREE = DIGITS.cells[:3]
-ROWS = [row_of(ONE), row_of(ONE, seed=1), failed_row_of(TWO)]
+ROWS: list[Row] = [row_of(ONE), row_of(ONE, seed=1), failed_row_of(TWO)]
+OLD = replace(ONE, recipe=replace(ONE.recipe, version=0))
 
 
-def stale_row(study: Study) -> Row:
-    """Of a recipe that has a newer version by now."""
-    row = row_of(study.cells[0])
-    recipe = {**row["configuration"]["recipe"], "version": 0}
-    return {**row, "cell": "old", "configuration": {**row["configuration"], "recipe": recipe}}
+def lacking(row: Row, name: str) -> str:
+    """Its line without a field."""
+    values = json.loads(line_of(row))
+    del values[name]
+    return json.dumps(values)
+
+
+def changed(row: Row, **fields: object) -> str:
+    """Its line with other values."""
+    return json.dumps({**json.loads(line_of(row)), **fields})
 
 
 # What does not count, and a word of what is said about it.
 REFUSED: list[tuple[Any, str]] = [
-    ('{"run": "torn', "damaged"),
-    ("", "damaged"),
-    ("[1]", "no row"),
-    ('{"run": "x", "accuracy_last": NaN}', "damaged"),
-    (stale_row(DIGITS), "stale"),
+    ('{"run": "torn', "truncated"),
+    ("[1]", "Expected `object`"),
+    ('{"run": "x", "accuracy_last": NaN}', "invalid character"),
+    (row_of(OLD), "stale"),
     (row_of(DIGITS.shortened(1).cells[0]), "of no cell of digits"),
     (row_of(STUDIES["cifar10-small"].cells[0]), "of no cell of digits"),
-    ({**row_of(THREE), "seed": 7}, "not that of its id"),
-    ({**row_of(THREE), "configuration": ONE.configuration}, "not that of its id"),
-    ({k: v for k, v in row_of(THREE).items() if k != "held_out"}, "lacks held_out"),
-    ({k: v for k, v in failed_row_of(THREE).items() if k != "versions"}, "lacks versions"),
+    (changed(row_of(THREE), run=THREE.run_id(7)), "`run` is "),
+    (changed(row_of(THREE), configuration=ONE.configuration), "`cell` is "),
+    (row_of(ONE, accuracy=0.75), f"another row of {ONE.run_id(0)}"),
+    (lacking(row_of(THREE), "held_out"), "`held_out`"),
+    (lacking(failed_row_of(THREE), "versions"), "`versions`"),
 ]
 
 
@@ -57,8 +63,8 @@ class Merge:
     @property
     def rows(self) -> list[Row]:
         """Of the ledger, as they stand there."""
-        lines = (self.ledger / "digits.jsonl").read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines]
+        lines = (self.ledger / "digits.jsonl").read_bytes().splitlines()
+        return [*map(parse_row, lines)]
 
 
 @pytest.fixture
@@ -116,11 +122,11 @@ def test_of_two_rows_of_a_run_the_first_is_kept_and_the_other_named(
 def test_what_does_not_count_is_named_and_all_else_taken(
     merging: Merge, refused: Row | str, word: str
 ) -> None:
-    line = refused if isinstance(refused, str) else json.dumps(refused)
+    line = refused if isinstance(refused, str) else line_of(refused).decode().rstrip()
     path = merging.source / "digits.jsonl"
     write_rows(path, ROWS[:1])
     path.write_text(
-        f"{path.read_text(encoding='utf-8')}{line}\n{json.dumps(ROWS[1])}\n", encoding="utf-8"
+        f"{path.read_text(encoding='utf-8')}{line}\n{line_of(ROWS[1]).decode()}", encoding="utf-8"
     )
     before = path.read_bytes()
     assert not merging()
@@ -143,16 +149,15 @@ def test_source_that_is_not_there_is_an_error(merging: Merge) -> None:
         merging()
 
 
-def test_damaged_ledger_is_an_error_and_stays_as_it_is(merging: Merge) -> None:
+def test_damaged_line_of_the_ledger_is_said_and_stays_where_it_is(merging: Merge) -> None:
     write_rows(merging.source / "digits.jsonl", ROWS)
-    merging.ledger.mkdir()
-    (merging.ledger / "digits.jsonl").write_text(
-        "no row\n" + json.dumps(ROWS[0]) + "\n", encoding="utf-8"
-    )
-    before = (merging.ledger / "digits.jsonl").read_bytes()
-    with pytest.raises(DamagedRowsError, match="line 1"):
-        merging()
-    assert (merging.ledger / "digits.jsonl").read_bytes() == before
+    path = merging.ledger / "digits.jsonl"
+    write_rows(path, ROWS[:1])
+    before = b"no row\n" + path.read_bytes()
+    path.write_bytes(before)
+    assert merging()
+    assert merging.said[0].startswith(f"{path}, line 1 does not count: ")
+    assert path.read_bytes() == before + b"".join(map(line_of, ROWS[1:]))
 
 
 def test_merge_that_was_killed_is_repeated(merging: Merge, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,20 +189,19 @@ def test_runs_of_two_folders_take_turns_at_the_ledger_that_they_share(tmp_path: 
 def test_reader_names_what_does_not_count_and_writes_nothing(
     tmp_path: Path, refused: Row | str, word: str
 ) -> None:
-    line = refused if isinstance(refused, str) else json.dumps(refused)
+    line = refused if isinstance(refused, str) else line_of(refused).decode().rstrip()
     path = tmp_path / "digits.jsonl"
     write_rows(path, ROWS[:1])
     path.write_text(
-        f"{path.read_text(encoding='utf-8')}{line}\n{json.dumps(ROWS[0])}\n{json.dumps(ROWS[1])}",
+        f"{path.read_text(encoding='utf-8')}{line}\n{line_of(ROWS[0]).decode()}{line_of(ROWS[1]).decode().rstrip()}",
         encoding="utf-8",
     )
     before = path.read_bytes()
     said: list[str] = []
     assert read(tmp_path, "digits", said.append) == ROWS[:2]
-    assert len(said) == 2
-    assert f"{path}, line 2 does not count" in said[0]
-    assert word in said[0]
-    assert said[1] == f"{path}, line 3 does not count: the run has a row above"
+    (said_of_it,) = said
+    assert f"{path}, line 2 does not count" in said_of_it
+    assert word in said_of_it
     assert path.read_bytes() == before
     assert [*tmp_path.iterdir()] == [path]
 

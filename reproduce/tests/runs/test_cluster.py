@@ -19,11 +19,11 @@ import pytest
 from rich.console import Console
 
 from reproduce.data.datasets import load
+from reproduce.rows.row import Measured
 from reproduce.runs.store import RunStore
 from reproduce.study.studies import STUDIES
 from reproduce.tests.conftest import Command, exit_code
 from reproduce.tests.runs.test_run import times_aside
-from reproduce.training.run import Skipped
 
 needs_ray = pytest.mark.skipif(not find_spec("ray"), reason="needs the extra ray")
 
@@ -251,10 +251,17 @@ def test_where_the_folder_is_not_seen_a_run_starts_from_the_beginning(tmp_path: 
     checkpoint = tmp_path / "of-another-machine.pt"
     checkpoint.write_bytes(b"not to be read")
     row, network = train_task(
-        *(cell, 0, load("digits"), Cluster("cpu", 1, 0), checkpoint, tmp_path / "no-mark", 0, news)
+        cell,
+        0,
+        load("digits"),
+        Cluster("cpu", 1, 0),
+        checkpoint,
+        tmp_path / "no-mark",
+        0,
+        news,
     )
-    assert not isinstance(row, Skipped)
-    assert (len(row["history"]), row["bytes"]) == (1, len(network))
+    assert isinstance(row, Measured)
+    assert (len(row.history), row.bytes) == (1, len(network))
     (_, (_, begins)), (_, (_, epoch, *_)) = news
     assert begins.startswith("starts from the beginning, the folder of the runs is not seen there")
     assert epoch == "epoch 1 of 1"

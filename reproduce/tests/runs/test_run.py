@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 
 from reproduce.data.datasets import load
+from reproduce.rows.row import Epoch, Measured
 from reproduce.study.recipes import RESNET
 from reproduce.study.studies import STUDIES
 from reproduce.tests.conftest import Command
 from reproduce.training.checkpoint import Checkpoint, Stop
 from reproduce.training.device import open_device
-from reproduce.training.loop import Epoch
-from reproduce.training.run import COMMIT, Skipped, train_run
+from reproduce.training.run import COMMIT, train_run
 
 SMALL = ("--epochs", "1", "--seeds", "2", "--strategy", "rp_1e-2", "--strategy", "control")
 DIGITS = STUDIES["digits"].chosen()
@@ -147,14 +147,20 @@ def test_headline_is_the_last_epoch_and_the_best_stands_beside_it(
     monkeypatch.setattr("reproduce.training.run.train", lambda *_, **__: history)
     file = tmp_path / "files" / "one.safetensors"
     checkpoint = Checkpoint(tmp_path / "none.pt", 60, Stop())
+    cell = replace(STUDY.cells[0], recipe=STUDY.cells[0].recipe.changed(epochs=3))
     row = train_run(
-        *(STUDY.cells[0], 0, load("digits"), open_device("cpu"), checkpoint, file),
+        cell,
+        0,
+        load("digits"),
+        open_device("cpu"),
+        checkpoint,
+        file,
         on_epoch=lambda _: None,
     )
-    assert not isinstance(row, Skipped)
-    assert (row["accuracy_last"], row["accuracy_best"]) == (0.625, 0.75)
-    assert row["history"][1] == {"loss": 1.5, "accuracy": 0.75, "seconds": 1}
-    assert row["images_per_second"] == round(3 * 1297 / 4, 1)
+    assert isinstance(row, Measured)
+    assert (row.accuracy_last, row.accuracy_best) == (0.625, 0.75)
+    assert row.history == history
+    assert row.images_per_second == round(3 * 1297 / 4, 1)
 
 
 def test_run_that_fails_is_in_the_table_and_in_no_figure(
@@ -244,13 +250,32 @@ def test_folder_that_cannot_be_is_one_line_and_exit_code_2(command: RunCommand) 
     assert errors.count("\n") == 1
 
 
-def test_damaged_rows_are_one_line_and_exit_code_2(command: RunCommand) -> None:
-    command.out.mkdir()
-    (command.out / "digits.jsonl").write_text('no row\n{"run": "x"}\n', encoding="utf-8")
-    code, _, errors = command(*SMALL)
-    assert code == 2
-    assert "digits.jsonl, line 1" in errors
-    assert errors.count("\n") == 1
+def test_lines_that_are_no_rows_are_said_and_left_and_nothing_else_is_touched(
+    command: RunCommand,
+) -> None:
+    """Checkpoints are deleted of this study's own runs that have a row, whatever a line says."""
+    command(*SMALL)
+    path = command.out / "digits.jsonl"
+    precious = command.out.with_name("model.pt")
+    forged = {**command.rows()[0], "run": str(precious.with_suffix(""))}
+    lines = path.read_bytes() + f"no row\n{json.dumps(forged)}\n".encode()
+    path.write_bytes(lines)
+    other, left = (command.out / "checkpoints" / f"{run}.pt" for run in ("0" * 12, RUN_IDS[0]))
+    for kept in (precious, other, left):
+        kept.write_text("precious", encoding="utf-8")
+    plan = ("plan", "--device", "cpu", "--out", command.out, "--seeds", "1")
+    code, output, errors = command.command(*plan)
+    assert (code, errors) == (0, "")
+    assert left.exists()
+    code, more, errors = command(*SMALL)
+    assert (code, errors) == (0, "")
+    for said in (output, more):
+        assert said.count(f"{path}, line 5 does not count: ") == 1
+        assert said.count(f"{path}, line 6 does not count: ") == 1
+    assert "at `$.run`" in more
+    assert "0 runs to train; 4 of 4" in more
+    assert path.read_bytes() == lines
+    assert (precious.exists(), other.exists(), left.exists()) == (True, True, False)
 
 
 def test_ctrl_c_leaves_whole_rows_and_the_next_run_goes_on(command: RunCommand) -> None:

@@ -19,21 +19,22 @@ from hypothesis.stateful import (
     rule,
 )
 
-from reproduce.rows.row import Row
+from reproduce.rows.row import Row, line_of
 from reproduce.runs.store import RunStore
+from reproduce.study.studies import STUDIES
+from reproduce.tests.invented import row_of as invented
 from reproduce.tests.runs.test_run import full_disk
 from reproduce.training.checkpoint import Stop, Stopped
 
-RUNS = ("a-1", "a-10", *(f"b-{seed}" for seed in range(8)))  # one begins as another
+ONE, TWO = STUDIES["digits"].shortened(1).cells[:2]
+SEEDS = (*range(4), 10)  # the id of one run begins as that of another
+ROWS = {cell.run_id(seed): invented(cell, seed) for cell in (ONE, TWO) for seed in SEEDS}
+A, B = ONE.run_id(1), TWO.run_id(1)
 PROCESSES = range(3)
 
 
 class Killed(BaseException):
     """What ends a process in the middle of a call."""
-
-
-def row_of(run: str) -> Row:
-    return {"run": run, "text": "é" * 40}
 
 
 def kill_as_it_finishes(store: RunStore, row: Row, cut: int) -> None:
@@ -86,7 +87,7 @@ class Folder(RuleBasedStateMachine):
         return run
 
     @precondition(lambda self: len(self.held) < len(PROCESSES))
-    @rule(runs=st.lists(st.sampled_from(RUNS), min_size=2, max_size=4))
+    @rule(runs=st.lists(st.sampled_from([*ROWS]), min_size=2, max_size=4))
     def start(self, runs: list[str]) -> None:
         """The processes that have nothing to do ask for these, one after the other."""
         for run in runs:
@@ -130,7 +131,7 @@ class Folder(RuleBasedStateMachine):
     def finish(self, data: st.DataObject) -> None:
         process = data.draw(st.sampled_from(sorted(self.held)))
         run, _ = self.held[process]
-        self.stores[process].finish(row_of(run))
+        self.stores[process].finish(ROWS[run])
         self.rows.add(self.let_go(process))
         assert not self.stores[process].started(run)
 
@@ -148,9 +149,9 @@ class Folder(RuleBasedStateMachine):
     def kill_in_the_row(self, data: st.DataObject) -> None:
         process = data.draw(st.sampled_from(sorted(self.held)))
         run, _ = self.held[process]
-        length = len(json.dumps(row_of(run)) + "\n")
+        length = len(line_of(ROWS[run]))
         cut = data.draw(st.sampled_from([0, 1, 2, 20, length - 1, length]))
-        kill_as_it_finishes(self.stores[process], row_of(run), cut)
+        kill_as_it_finishes(self.stores[process], ROWS[run], cut)
         self.let_go(process)
         if cut <= 1:  # all but the end of the line, at most
             self.rows.add(run)
@@ -158,8 +159,7 @@ class Folder(RuleBasedStateMachine):
     @holder
     @rule(process=st.sampled_from(PROCESSES))
     def look(self, process: int) -> None:
-        assert self.stores[process].rows() == {run: row_of(run) for run in self.rows}
-        assert not [run for run in self.rows if self.stores[process].started(run)]
+        assert self.stores[process].rows() == {run: ROWS[run] for run in self.rows}
 
     @holder
     @rule()
@@ -199,30 +199,40 @@ test_folder_through_any_history = Folder.TestCase
 
 def test_torn_row_of_another_process_takes_no_row_with_it(tmp_path: Path) -> None:
     one, two = (RunStore(tmp_path, "study", lambda _: None) for _ in range(2))
-    with two.claim("b-1") as ours:
+    with two.claim(B) as ours:
         assert ours
-        with one.claim("a-1"):
-            kill_as_it_finishes(one, row_of("a-1"), cut=20)
-        two.finish(row_of("b-1"))
-    assert one.rows() == {"b-1": row_of("b-1")}
+        with one.claim(A):
+            kill_as_it_finishes(one, ROWS[A], cut=20)
+        two.finish(ROWS[B])
+    assert one.rows() == {B: ROWS[B]}
 
 
-def test_checkpoint_goes_with_the_row_even_if_the_process_was_killed_between(
-    tmp_path: Path,
-) -> None:
+def test_what_is_said_of_a_line_is_said_once(tmp_path: Path) -> None:
+    said: list[str] = []
+    store = RunStore(tmp_path, "study", said.append)
+    store.path.write_text("no row\n", encoding="utf-8")
+    with store.claim(A):
+        store.finish(ROWS[A])
+    assert store.rows() == {A: ROWS[A]}
+    assert [line.startswith(f"{store.path}, line 1 does not count: ") for line in said] == [True]
+
+
+def test_checkpoint_that_was_left_beside_a_row_is_dropped_by_its_run_alone(tmp_path: Path) -> None:
     store = RunStore(tmp_path, "study", lambda _: None)
-    store.checkpoint("a-1", 0, Stop()).after_step(lambda: {"step": 1})
-    kill_as_it_finishes(store, row_of("a-1"), cut=0)
-    assert store.started("a-1")
-    assert store.rows() == {"a-1": row_of("a-1")}
-    assert not store.started("a-1")
+    store.checkpoint(A, 0, Stop()).after_step(lambda: {"step": 1})
+    kill_as_it_finishes(store, ROWS[A], cut=0)
+    assert store.started(A)
+    assert store.rows() == {A: ROWS[A]}
+    assert store.started(A)
+    store.drop(A)
+    assert not store.started(A)
 
 
 def test_folders_that_share_a_ledger_add_each_row_once(tmp_path: Path) -> None:
     ledger = tmp_path / "ledger"
     stores = [RunStore(tmp_path / out, "study", lambda _: None, ledger) for out in ("one", "two")]
     for store in stores:
-        store.finish(row_of("a-1"))
+        store.finish(ROWS[A])
     assert len(stores[0].path.read_bytes().splitlines()) == 1
     # They wait for each other, or a line that one adds would be torn to the other.
     with stores[0]._lock, pytest.raises(Timeout):
@@ -231,13 +241,13 @@ def test_folders_that_share_a_ledger_add_each_row_once(tmp_path: Path) -> None:
 
 def test_row_that_cannot_be_written_leaves_the_checkpoint(tmp_path: Path) -> None:
     store = RunStore(tmp_path, "study", lambda _: None)
-    store.finish(row_of("a-1"))
-    store.checkpoint("b-1", 0, Stop()).after_step(lambda: {"step": 1})
+    store.finish(ROWS[A])
+    store.checkpoint(B, 0, Stop()).after_step(lambda: {"step": 1})
     for room in (0, 20):
         with full_disk(store.path.stat().st_size + room), pytest.raises(OSError, match="large"):
-            store.finish(row_of("b-1"))
-        assert store.started("b-1")
-        assert store.rows() == {"a-1": row_of("a-1")}
-    store.finish(row_of("b-1"))
-    assert store.rows() == {run: row_of(run) for run in ("a-1", "b-1")}
-    assert not store.started("b-1")
+            store.finish(ROWS[B])
+        assert store.started(B)
+        assert store.rows() == {A: ROWS[A]}
+    store.finish(ROWS[B])
+    assert store.rows() == {run: ROWS[run] for run in (A, B)}
+    assert not store.started(B)

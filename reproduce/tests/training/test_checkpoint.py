@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from PIL import Image
@@ -83,7 +84,7 @@ class Run:
         images, file = self.images, self.file
         row = train_run(self.cell, 0, images, self.device, checkpoint, file, lambda _: None)
         assert not isinstance(row, Skipped)
-        return times_aside([row])[0]
+        return times_aside([msgspec.to_builtins(row)])[0]
 
     def stopped(self, stop: Stop) -> None:
         with pytest.raises(Stopped) as caught:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec import structs
 from PIL import Image
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -14,11 +15,12 @@ import pemn_ref as pemn
 from reproduce.data.augment import make_transform
 from reproduce.data.batches import Batch, TrainingBatches, evaluation_batches
 from reproduce.data.datasets import DATASETS, load
+from reproduce.rows.row import Epoch
 from reproduce.study.cells import PRUNED, Cell, ConvMixer, ResNet, ViT
 from reproduce.study.recipes import CONVMIXER, RESNET, VIT, Recipe
 from reproduce.study.studies import STUDIES
 from reproduce.training.device import open_device
-from reproduce.training.loop import Epoch, accuracy, make_optimizer, rate, train
+from reproduce.training.loop import accuracy, make_optimizer, rate, train
 from reproduce.training.networks import Network, make_model, make_network
 
 DEVICE = open_device("cpu")
@@ -74,7 +76,7 @@ def run(
     history = train(
         network, batches, held_out, recipe, seed=seed, device=DEVICE, on_epoch=lambda _: None
     )
-    return [epoch._replace(seconds=0) for epoch in history]
+    return [structs.replace(epoch, seconds=0.0) for epoch in history]
 
 
 def trained(cell: Cell, seed: int) -> tuple[Network, list[Tensor]]:
@@ -190,7 +192,7 @@ def test_training_is_the_same_for_any_number_of_workers(family: str) -> None:
             device=DEVICE,
             on_epoch=lambda _: None,
         )
-        histories.append([epoch._replace(seconds=0) for epoch in history])
+        histories.append([structs.replace(epoch, seconds=0.0) for epoch in history])
     assert histories[0] == histories[1]
 
 
@@ -202,7 +204,10 @@ def test_learned_masks_learn() -> None:
     seen: list[Epoch] = []
     batches = TrainingBatches(images, None, seed=0, batch=10, workers=0)
     history = train(
-        *(network, batches, held_out, recipe),
+        network,
+        batches,
+        held_out,
+        recipe,
         seed=0,
         device=DEVICE,
         on_epoch=lambda epochs: seen.append(epochs[-1]),
