@@ -234,7 +234,7 @@ def read_rows(path: Path, say: Callable[[str], None]) -> list[Row]:
 def _is_json(line: bytes) -> bool:
     try:
         msgspec.json.decode(line)
-    except (RecursionError, ValueError, msgspec.MsgspecError):
+    except (RecursionError, ValueError):
         return False
     return True
 
@@ -272,5 +272,5 @@ def parse_row(line: bytes) -> Row:
         if isinstance(values, dict) and "failed" in values:
             return msgspec.convert(values, Failed)
         return msgspec.convert(values, Measured)
-    except (RecursionError, ValueError, msgspec.MsgspecError) as error:
+    except (RecursionError, ValueError) as error:
         raise RowError(f"{error}") from error
