@@ -524,7 +524,7 @@ def _errors_of(path: str | os.PathLike[str]) -> Iterator[None]:
         raise FileError(f"{os.fspath(path)} is not a compressed model: {error!r}") from error
 
 
-def write(path: str | os.PathLike[str], *pieces: bytes | bytearray) -> None:
+def write(path: str | os.PathLike[str], *pieces: bytes | bytearray | memoryview) -> None:
     """Write beside and rename: at every moment there is the old file or the whole new one.
 
     The pieces, bytes, are written one after the other. The new file has the permissions of the old

@@ -11,7 +11,7 @@ import socket
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryDirectory
@@ -27,14 +27,14 @@ from rich.live import Live
 from rich.table import Table
 
 from pemn_ref.file import write
-from reproduce.study.cells import Cell
-from reproduce.training.checkpoint import Checkpoint, Stopped, stopping
-from reproduce.data.batches import Images
-from reproduce.training.device import Device, gpus, open_device
+from reproduce.data.images import Images
 from reproduce.rows.row import Row
 from reproduce.runs.study import TAKEN, Result, Work
-from reproduce.training.run import Skipped, describe, train_run
+from reproduce.study.cells import Cell
+from reproduce.training.checkpoint import Checkpoint, Stopped, stopping
+from reproduce.training.device import Device, gpus, open_device
 from reproduce.training.loop import Epoch
+from reproduce.training.run import Skipped, describe, train_run
 
 
 @dataclass(frozen=True)
@@ -142,8 +142,6 @@ def train_task(
     """
     torch.set_num_threads(1)
     device = open_device(cluster.device)
-    if device.workers:
-        device = replace(device, workers=max(1, min(device.workers, int(cluster.cpus))))
     run, what = cell.run_id(seed), describe(cell, seed)
 
     def tell(history: list[Epoch]) -> None:
@@ -160,9 +158,7 @@ def train_task(
             begins = "starts from the beginning, the folder of the runs is not seen there"
         news.put((run, (what, f"{begins}: {platform.node()}, process {os.getpid()}")))
         file = Path(own) / "network"
-        row = train_run(
-            cell, seed, images, device, Checkpoint(checkpoint, every, stop), file, tell
-        )
+        row = train_run(cell, seed, images, device, Checkpoint(checkpoint, every, stop), file, tell)
         return row, file.read_bytes() if file.exists() else b""
 
 
@@ -230,10 +226,7 @@ def open_cluster(address: str | None, device: str | None, cells_per_gpu: int | N
     if device == "cpu" or not (device or cells_per_gpu or with_gpu):
         cluster = Cluster("cpu", cpus=1, gpus=0)
     else:
-        # What the cells of a GPU leave idle is for the workers that make their batches.
-        each = cells_per_gpu or 1
-        cpus = min((node.get("CPU", 0) / node["GPU"] for node in with_gpu), default=1)
-        cluster = Cluster("cuda", cpus / each, 1 / each)
+        cluster = Cluster("cuda", cpus=0, gpus=1 / (cells_per_gpu or 1))
     if not cluster.places:
         there = ray.cluster_resources()
         ray.shutdown()

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from reproduce.rows.row import Row, append_row, lock, read_rows
 from reproduce.training.checkpoint import Checkpoint, Stop
 from reproduce.training.files import run_file
-from reproduce.rows.row import Row, append_row, lock, read_rows
 
 
 class RunStore:

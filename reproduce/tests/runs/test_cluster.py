@@ -21,9 +21,9 @@ from rich.console import Console
 from reproduce.data.datasets import load
 from reproduce.runs.store import RunStore
 from reproduce.study.studies import STUDIES
-from reproduce.training.run import Skipped
 from reproduce.tests.conftest import Command, exit_code
 from reproduce.tests.runs.test_run import times_aside
+from reproduce.training.run import Skipped
 
 needs_ray = pytest.mark.skipif(not find_spec("ray"), reason="needs the extra ray")
 

@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 
-from reproduce.training.checkpoint import Checkpoint, Stop
 from reproduce.data.datasets import load
-from reproduce.training.device import open_device
 from reproduce.study.recipes import RESNET
-from reproduce.training.run import COMMIT, Skipped, train_run
 from reproduce.study.studies import STUDIES
 from reproduce.tests.conftest import Command
+from reproduce.training.checkpoint import Checkpoint, Stop
+from reproduce.training.device import open_device
 from reproduce.training.loop import Epoch
+from reproduce.training.run import COMMIT, Skipped, train_run
 
 SMALL = ("--epochs", "1", "--seeds", "2", "--strategy", "rp_1e-2", "--strategy", "control")
 DIGITS = STUDIES["digits"].chosen()

@@ -19,10 +19,10 @@ from hypothesis.stateful import (
     rule,
 )
 
-from reproduce.training.checkpoint import Stop, Stopped
 from reproduce.rows.row import Row
 from reproduce.runs.store import RunStore
 from reproduce.tests.runs.test_run import full_disk
+from reproduce.training.checkpoint import Stop, Stopped
 
 RUNS = ("a-1", "a-10", *(f"b-{seed}" for seed in range(8)))  # one begins as another
 PROCESSES = range(3)
