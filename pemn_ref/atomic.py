@@ -6,7 +6,7 @@ import stat
 from pathlib import Path
 
 
-def write(path: str | os.PathLike[str], *pieces: bytes | bytearray) -> None:
+def write(path: str | os.PathLike[str], *pieces: bytes | bytearray | memoryview) -> None:
     """Write beside and rename: at every moment there is the old file or the whole new one.
 
     The pieces, bytes, are written one after the other. The new file has the permissions of the old

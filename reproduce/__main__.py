@@ -180,7 +180,7 @@ def plan(
         found = read_plan(wanted, range(seeds or wanted.seeds), out, ledger)
     with printer.status("measuring"):
         costs = measure(found.cells, opened)
-        table = make_table(found, costs, opened)
+        table = make_table(found, costs)
     printer.print(table, soft_wrap=False)
     for run in found.runs:
         if run.state in ("begun", "failed") or len(wanted.groups()) == 1:

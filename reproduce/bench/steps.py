@@ -5,19 +5,18 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 import pemn_ref as pemn
 from pemn_ref.prototype import random_stream
 from reproduce.bench.timing import Ratio, compare
-from reproduce.data.augment import make_transform
-from reproduce.data.batches import TrainingBatches
 from reproduce.data.datasets import DATASETS
+from reproduce.data.images import Images
 from reproduce.study.cells import Cell
 from reproduce.study.studies import STUDIES
 from reproduce.training.device import Device
 from reproduce.training.networks import make_model
+from reproduce.training.run import training_batches
 from reproduce.training.step import training_step
 
 CELLS = (
@@ -40,28 +39,13 @@ def sorted_mask(scores: Tensor, density: float) -> Tensor:
     return mask.reshape(scores.shape) + (magnitude - magnitude.detach())
 
 
-class _Noise:
-    """Images of random bytes, which cost a transform as much as photographs."""
-
-    def __init__(self, size: int, count: int) -> None:
-        noise = torch.randint(
-            256, (count, size, size, 3), dtype=torch.uint8, generator=random_stream("noise", 0)
-        )
-        self.images = [Image.fromarray(image.numpy()) for image in noise]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int, /) -> tuple[Image.Image, int]:
-        return self.images[index], 0
-
-
-def augmentation(cell: Cell, batch: int) -> Callable[[], object]:
-    """One batch made of images by one core, for a dataset whose images are not tensors."""
-    dataset = DATASETS[cell.dataset]
-    transform = make_transform(cell.recipe.augmentation, dataset)
-    images = _Noise(dataset.size, batch)
-    batches = TrainingBatches(images, transform, seed=0, batch=batch, workers=0)
+def augmentation(cell: Cell, batch: int, device: Device) -> Callable[[], object]:
+    """One batch made of images of random bytes, which cost as much as photographs."""
+    dataset, stream = DATASETS[cell.dataset], random_stream("noise", 0)
+    shape = batch, dataset.channels, dataset.size, dataset.size
+    pixels = torch.randint(256, shape, dtype=torch.uint8, generator=stream)
+    images = Images(pixels, torch.zeros(batch, dtype=torch.long))
+    batches = training_batches(cell, images, 0, device)
     return lambda: list(batches.epoch(0))
 
 
@@ -95,7 +79,7 @@ def bench_steps(
 
     for cell in CELLS:
         yield timed(
-            f"{cell.model.label}: a batch augmented by one core / step masked",
-            augmentation(cell, batch),
+            f"{cell.model.label}: a batch augmented / step masked",
+            augmentation(cell, batch, device),
             training_step(cell, batch, device, compiled=False),
         )

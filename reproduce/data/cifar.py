@@ -6,17 +6,18 @@ A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
 from http.client import HTTPException
 from pathlib import Path
 
+import torch
 from filelock import FileLock
 from torchvision.datasets import CIFAR10, CIFAR100  # type: ignore[import-untyped]
 
-from reproduce.data.batches import Images
+from reproduce.data.images import Images
 from reproduce.data.root import MissingDataError
 
 SOURCES = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 
 
 def load(name: str, root: Path) -> tuple[Images, Images]:
-    """Training and test images of ``cifar10`` or ``cifar100``, PIL and class number each.
+    """Training and test images of ``cifar10`` or ``cifar100``.
 
     Files that are missing under ``root`` or do not have their published checksum are downloaded.
 
@@ -26,16 +27,21 @@ def load(name: str, root: Path) -> tuple[Images, Images]:
     source = SOURCES[name]
     try:
         try:
-            train: Images = source(root, train=True)
+            train = source(root, train=True)
         except RuntimeError:  # not there, or with another checksum
             root.mkdir(parents=True, exist_ok=True)
             with FileLock(root / f"{name}.lock"):  # one process downloads, the others wait for it
                 train = source(root, train=True, download=True)
-        test: Images = source(root, train=False)
+        test = source(root, train=False)
     except (OSError, HTTPException, RuntimeError) as error:  # the last for a wrong checksum
         raise MissingDataError(
             f"{name}: {root / source.base_folder} is missing, incomplete or damaged, and the"
             f" download failed ({error}): extract {source.filename} from {source.url} in {root},"
             " or name another folder with --data or PEMN_DATA"
         ) from error
-    return train, test
+    return _whole(train), _whole(test)
+
+
+def _whole(source: CIFAR10) -> Images:
+    pixels = torch.from_numpy(source.data).permute(0, 3, 1, 2).contiguous()
+    return Images(pixels, torch.tensor(source.targets))

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reproduce.data import cifar, digits, tiny_imagenet
-from reproduce.data.batches import Images
+from reproduce.data.images import Images
 from reproduce.data.root import data_root
 
 
@@ -12,7 +12,7 @@ from reproduce.data.root import data_root
 class Dataset:
     """What is known before an image is read. ``mean`` and ``std`` are per channel, of 0 .. 1.
 
-    Both are empty where images come as normalised tensors, not as PIL.
+    Both are empty where images come normalised.
     """
 
     channels: int
@@ -56,11 +56,7 @@ def load(name: str, root: Path | None = None) -> tuple[Images, Images]:
         MissingDataError: if they are not there and cannot be had.
     """
     if name == "digits":
-        split = digits.load()
-        # Lists of the images: a tensor takes far longer to give one out than to train on it. Each
-        # a copy: a part of a tensor is pickled, for another process, with all of its tensor.
-        images, labels, *held_out = ([part.clone() for part in tensor] for tensor in split)
-        return list(zip(images, labels, strict=True)), list(zip(*held_out, strict=True))
+        return digits.load()
     if name == "tiny-imagenet":
         return tiny_imagenet.load(data_root(root))
     return cifar.load(name, data_root(root))

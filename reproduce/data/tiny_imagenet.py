@@ -1,48 +1,36 @@
 """Tiny-ImageNet (Stanford CS231n, 2015), read from its extracted folder ``tiny-imagenet-200``.
 
-Its test images have no labels, so those of ``val`` are the held-out ones.
+Its test images have no labels, so those of ``val`` are the held-out ones. All are decoded once,
+into a file beside the folder: the SHA-256 of names and pixels, then the pixels.
 """
 
+import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import torch
+from filelock import FileLock
+from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
-from reproduce.data.batches import Images
+from pemn_ref.atomic import write
+from reproduce.data.images import Images
 from reproduce.data.root import MissingDataError
 
 FOLDER = "tiny-imagenet-200"
-
-
-class Files:
-    """Image files and their class numbers, decoded when asked for.
-
-    Raises:
-        MissingDataError: then, if a file is damaged.
-    """
-
-    def __init__(self, files: Sequence[tuple[Path, int]]) -> None:
-        self.files = files
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        path, label = self.files[index]
-        try:
-            with Image.open(path) as image:
-                return image.convert("RGB"), label  # a few of the files are grey
-        except OSError as error:
-            raise MissingDataError(
-                f"tiny-imagenet: {path} cannot be read ({error}): extract {FOLDER}.zip again"
-            ) from error
+_SHAPE = (3, 64, 64)
+_DIGEST = hashlib.sha256().digest_size
 
 
 def load(root: Path) -> tuple[Images, Images]:
-    """Training and validation images, PIL and class number each, classes as in ``wnids.txt``.
+    """Training and validation images, classes as in ``wnids.txt``.
 
     Raises:
-        MissingDataError: if the folder is not there or not complete.
+        MissingDataError: if the folder is not there, not complete or damaged, or not writable when
+            the images are decoded.
     """
     folder = root / FOLDER
     try:
@@ -75,4 +63,43 @@ def load(root: Path) -> tuple[Images, Images]:
     for path, _ in test:
         if not path.exists():
             raise MissingDataError(f"tiny-imagenet: no {path}: extract {FOLDER}.zip again")
-    return Files([(path, number[w]) for w in classes for path in of_class[w]]), Files(test)
+    train = [(path, number[w]) for w in classes for path in of_class[w]]
+    paths, labels = zip(*train, *test, strict=True)
+    images = Images(_pixels(root, paths), torch.tensor(labels))
+    return images[: len(train)], images[len(train) :]
+
+
+def _pixels(root: Path, paths: Sequence[Path]) -> Tensor:
+    """Of all images, (n, 3, 64, 64), uint8: as decoded before, else decoded now."""
+    decoded = root / f"{FOLDER}.decoded"
+    try:
+        with FileLock(root / "tiny-imagenet.lock"):  # one process decodes, the others wait for it
+            kept = np.fromfile(decoded, np.uint8) if decoded.exists() else np.empty(0, np.uint8)
+            pixels = kept[_DIGEST:]
+            if kept[:_DIGEST].tobytes() != _digest(root, paths, pixels):
+                pixels = np.empty(len(paths) * math.prod(_SHAPE), np.uint8)
+                for image, path in zip(pixels.reshape(-1, *_SHAPE), paths, strict=True):
+                    image[:] = _decode(path)
+                write(decoded, _digest(root, paths, pixels), pixels.data)
+    except OSError as error:
+        raise MissingDataError(
+            f"tiny-imagenet: {decoded} cannot be read or written ({error}): make room in {root},"
+            " and let it be written to, or name another folder with --data or PEMN_DATA"
+        ) from error
+    return torch.from_numpy(pixels).view(len(paths), *_SHAPE)
+
+
+def _digest(root: Path, paths: Sequence[Path], pixels: NDArray[np.uint8]) -> bytes:
+    digest = hashlib.sha256("\n".join(str(path.relative_to(root)) for path in paths).encode())
+    digest.update(pixels.data)
+    return digest.digest()
+
+
+def _decode(path: Path) -> NDArray[np.uint8]:
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB")).transpose(2, 0, 1)  # a few files are grey
+    except OSError as error:
+        raise MissingDataError(
+            f"tiny-imagenet: {path} cannot be read ({error}): extract {FOLDER}.zip again"
+        ) from error

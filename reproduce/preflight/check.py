@@ -7,8 +7,8 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from reproduce.data.batches import Images
 from reproduce.data.datasets import load
+from reproduce.data.images import Images
 from reproduce.data.root import MissingDataError
 from reproduce.preflight.cost import kind, learned, measure, size
 from reproduce.preflight.plan import Plan
@@ -108,7 +108,7 @@ def _try_largest(cells: Sequence[Cell], device: Device, together: int) -> str:
         peak = device.peak_memory(two_steps)
     except torch.OutOfMemoryError:
         raise TrialError(f"{what} does not fit in {free / 1e9:.2f} GB: {less}") from None
-    needed = PROCESS * size(largest).memory if peak is None else peak + size(largest).held_out
+    needed = PROCESS * size(largest).memory if peak is None else peak + size(largest).images
     each = f", each of {together}" if together > 1 else ""
     what += f" needs {needed / 1e9:.2f} GB{each}, {free / 1e9:.2f} GB are free"
     if together * needed > free:
@@ -121,6 +121,6 @@ def _estimate(plan: Plan, device: Device) -> str:
     paces = {}
     for cell in plan.cells:
         cost = costs[kind(cell)]
-        pace = f"{1 / cost.image(device):,.0f} images/s" if cost else "too large"
+        pace = f"{1 / cost.image:,.0f} images/s" if cost else "too large"
         paces[kind(cell)] = f"{cell.model.label} on {cell.dataset} {pace}"
     return "; ".join([plan.estimate(costs, device), *paces.values()])

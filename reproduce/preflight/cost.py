@@ -12,7 +12,6 @@ from torch.nn.functional import cross_entropy
 
 from reproduce.bench.steps import augmentation
 from reproduce.bench.timing import fastest
-from reproduce.data.augment import make_transform
 from reproduce.data.datasets import DATASETS
 from reproduce.study.cells import Cell
 from reproduce.training.device import Device
@@ -41,7 +40,8 @@ class Size(NamedTuple):
     optimizer: int
     activations: int
     """What the backward pass needs of a batch, and two gradients of the largest of it."""
-    held_out: int
+    images: int
+    """Those to train on, uint8 unless they come normalised, and the held-out ones, float32."""
     file: int
     """On disk, not in memory: of a dense network, which no other exceeds."""
 
@@ -83,7 +83,8 @@ def size(cell: Cell) -> Size:
         gradients=sum(tensor.nbytes for tensor in network.trained),
         optimizer=sum(value.nbytes for value in moments if isinstance(value, Tensor)),
         activations=sum(activations) + 2 * max(activations),
-        held_out=dataset.test * images[0].nbytes,
+        images=dataset.test * images[0].nbytes
+        + dataset.train * images[0].numel() * (1 if dataset.mean else 4),
         file=network.storage.dense_bits // 8,
     )
 
@@ -98,18 +99,16 @@ class Cost(NamedTuple):
 
     step: float
     augmentation: float
-    """Of one core."""
 
-    def image(self, device: Device) -> float:
-        """Both, where no workers augment the next images while the device trains."""
-        if device.workers:
-            return max(self.step, self.augmentation / device.workers)
+    @property
+    def image(self) -> float:
+        """Both: one after the other, on the device."""
         return self.step + self.augmentation
 
-    def epoch(self, cell: Cell, device: Device) -> float:
+    def epoch(self, cell: Cell) -> float:
         """Seconds of an epoch of the cell, its evaluation included."""
         dataset = DATASETS[cell.dataset]
-        return dataset.train * self.image(device) + dataset.test * self.step / 3
+        return dataset.train * self.image + dataset.test * self.step / 3
 
 
 Kind = tuple[object, int]
@@ -145,6 +144,5 @@ def _measure(cell: Cell, device: Device) -> Cost:
         step = image + (high - more * image) / batch
     else:
         step = seconds(batch) / batch
-    if make_transform(cell.recipe.augmentation, DATASETS[cell.dataset]) is None:
-        return Cost(step, 0)
-    return Cost(step, fastest(augmentation(cell, 64), times=3) / 64)
+    augmented = augmentation(cell, batch, device)
+    return Cost(step, fastest(augmented, times=3, synchronize=device.synchronize) / batch)

@@ -68,17 +68,17 @@ class Plan(NamedTuple):
         """Of what is left to train, each once."""
         return list(dict.fromkeys(run.cell for run in self.missing))
 
-    def seconds(self, costs: Mapping[Kind, Cost | None], device: Device) -> float:
+    def seconds(self, costs: Mapping[Kind, Cost | None]) -> float:
         """Until all is trained that fits on the device, one run after the other."""
         return sum(
-            run.left * cost.epoch(run.cell, device)
+            run.left * cost.epoch(run.cell)
             for run in self.missing
             if (cost := costs[kind(run.cell)])
         )
 
     def estimate(self, costs: Mapping[Kind, Cost | None], device: Device) -> str:
         """What is left and how long it takes, for people."""
-        time = duration(self.seconds(costs, device))
+        time = duration(self.seconds(costs))
         return (
             f"{len(self.missing)} runs to train, about {time} on {device.torch} ({device.hardware})"
         )
@@ -105,7 +105,7 @@ def read_plan(study: Study, seeds: Sequence[int], out: Path, ledger: Path | None
     return Plan(study, runs, stale)
 
 
-def make_table(plan: Plan, costs: Mapping[Kind, Cost | None], device: Device) -> Table:
+def make_table(plan: Plan, costs: Mapping[Kind, Cost | None]) -> Table:
     """One line for each model on one dataset: how many of its runs are how far, what is left."""
     table = console.table(caption=ASSUMPTIONS, padding=0)  # for 80 columns
     table.add_column("model", no_wrap=True)
@@ -121,8 +121,8 @@ def make_table(plan: Plan, costs: Mapping[Kind, Cost | None], device: Device) ->
         speed, left = "-", "-"
         if of_group.missing:
             cost = costs[kind(first)]
-            speed = f"{1 / cost.image(device):,.0f}" if cost else "too large"
-            left = duration(of_group.seconds(costs, device)) if cost else "-"
+            speed = f"{1 / cost.image:,.0f}" if cost else "too large"
+            left = duration(of_group.seconds(costs)) if cost else "-"
         table.add_row(
             first.model.label,
             first.dataset,

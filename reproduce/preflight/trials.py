@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 import pemn_ref as pemn
-from reproduce.data.batches import Images
 from reproduce.data.datasets import load
+from reproduce.data.images import Images
 from reproduce.preflight.cost import learned
 from reproduce.rows.row import Epoch, Failed, Measured
 from reproduce.runs.store import RunStore
@@ -50,7 +50,7 @@ def compare_numbers(cells: Sequence[Cell], device: Device) -> str:
     for cell in each_family(cells):
         _compare_masks(cell, make_network(cell, 0, device.torch))
     images, _ = load("digits")
-    x, y = (torch.stack(part) for part in zip(*(images[i] for i in range(64)), strict=True))
+    x, y = images.pixels[:64], images.labels[:64]
     said = []
     for cell in map(_without_dropout, SMALL):
         reference = _results(_in_float64(cell), x.double(), y)
@@ -133,12 +133,12 @@ def train_briefly(
             recipe = cell.recipe.changed(augmentation="plain")
             cell = replace(cell, dataset="digits", recipe=recipe)
         train_images, test_images = images.get(cell.dataset) or load("digits")
-        few = [train_images[i] for i in range(min(len(train_images), 10 * cell.recipe.batch))]
+        few = train_images[: 10 * cell.recipe.batch]
         epochs = -(-STEPS * cell.recipe.batch // len(few))
         row = train_run(
             replace(cell, recipe=cell.recipe.changed(epochs=epochs)),
             0,
-            (few, [test_images[i] for i in range(100)]),
+            (few, test_images[:100]),
             device,
             Checkpoint(folder / "none.pt", float("inf"), Stop()),
             folder / "files" / f"{cell.id}.safetensors",

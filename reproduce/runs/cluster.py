@@ -11,7 +11,7 @@ import socket
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryDirectory
@@ -27,7 +27,7 @@ from rich.live import Live
 from rich.table import Table
 
 from pemn_ref.atomic import write
-from reproduce.data.batches import Images
+from reproduce.data.images import Images
 from reproduce.rows.row import Epoch, Row
 from reproduce.runs.study import TAKEN, Result, Work
 from reproduce.study.cells import Cell
@@ -141,8 +141,6 @@ def train_task(
     """
     torch.set_num_threads(1)
     device = open_device(cluster.device)
-    if device.workers:
-        device = replace(device, workers=max(1, min(device.workers, int(cluster.cpus))))
     run, what = cell.run_id(seed), describe(cell, seed)
 
     def tell(history: list[Epoch]) -> None:
@@ -227,10 +225,7 @@ def open_cluster(address: str | None, device: str | None, cells_per_gpu: int | N
     if device == "cpu" or not (device or cells_per_gpu or with_gpu):
         cluster = Cluster("cpu", cpus=1, gpus=0)
     else:
-        # What the cells of a GPU leave idle is for the workers that make their batches.
-        each = cells_per_gpu or 1
-        cpus = min((node.get("CPU", 0) / node["GPU"] for node in with_gpu), default=1)
-        cluster = Cluster("cuda", cpus / each, 1 / each)
+        cluster = Cluster("cuda", cpus=0, gpus=1 / (cells_per_gpu or 1))
     if not cluster.places:
         there = ray.cluster_resources()
         ray.shutdown()

@@ -7,8 +7,8 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.progress import Progress
 
-from reproduce.data.batches import Images
 from reproduce.data.datasets import load
+from reproduce.data.images import Images
 from reproduce.data.root import MissingDataError
 from reproduce.rows.row import Failed, Row
 from reproduce.runs.store import RunStore
@@ -113,19 +113,15 @@ def train_here(device: Device, work: Work) -> Iterator[Result]:
                 if not ours:
                     yield cell, seed, TAKEN
                     continue
-                result: Row | Skipped
-                try:
-                    result = train_run(
-                        cell,
-                        seed,
-                        images[cell.dataset],
-                        device,
-                        store.checkpoint(run, every, stop),
-                        store.file(run),
-                        lambda _: progress.advance(task),
-                    )
-                except MissingDataError as error:
-                    result = Skipped(str(error))
+                result = train_run(
+                    cell,
+                    seed,
+                    images[cell.dataset],
+                    device,
+                    store.checkpoint(run, every, stop),
+                    store.file(run),
+                    lambda _: progress.advance(task),
+                )
                 yield cell, seed, result
 
 

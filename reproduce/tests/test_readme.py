@@ -15,6 +15,7 @@ import torch
 from hypothesis import settings
 
 import pemn_ref as pemn
+from reproduce.data.augment import Augmentation
 from reproduce.data.batches import TrainingBatches, evaluation_batches
 from reproduce.data.datasets import load
 from reproduce.models.convmixer import ConvMixer
@@ -125,8 +126,8 @@ def test_examples_of_the_contributing_page_work(
     network = networks.make_network(names["cell"], 0, device.torch)
     images, test_images = load("digits")
     recipe = names["recipe"]
-    batches = TrainingBatches(images, None, seed=0, batch=recipe.batch, workers=0)
-    held_out = list(evaluation_batches(test_images, None, batch=500, workers=0))
+    batches = TrainingBatches(images, Augmentation(), seed=0, batch=recipe.batch)
+    held_out = evaluation_batches(test_images, Augmentation(), batch=500)
     history = train(
         network, batches, held_out, recipe, seed=0, device=device, on_epoch=lambda _: None
     )

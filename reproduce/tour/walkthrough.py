@@ -44,7 +44,7 @@ OUT.mkdir(parents=True, exist_ok=True)
 # *rest*, trained as usual.
 
 # %%
-data = digits.load()
+images, held_out = digits.load()
 torch.manual_seed(0)  # for the ordinary network of part 7 alone
 model = ConvMixer(depth=2, width=32, patch=2, kernel=5, channels=1, classes=10)
 shapes = pemn.maskable_shapes(model)
@@ -52,7 +52,7 @@ for name, shape in shapes.items():
     print(f"{name:32} {tuple(shape)!s:16} {shape.numel():5,} weights")
 
 figure, rows = plt.subplots(1, 10, figsize=(7, 1.3), layout="constrained")
-for axes, image, label in zip(rows, data.train_images, data.train_labels, strict=False):
+for axes, image, label in zip(rows, images.pixels, images.labels, strict=False):
     axes.imshow(image[0].numpy(), cmap="Greys")
     axes.set_title(f"{label}")
     axes.set_axis_off()
@@ -180,15 +180,15 @@ Forward = Callable[[Tensor], Tensor]
 def train(module: nn.Module, forward: Forward, trained: Iterable[Tensor]) -> list[float]:
     """Train in place; the mean loss of each epoch. ``module`` is only switched to training."""
     module.train()
-    steps = EPOCHS * -(-len(data.train_images) // BATCH)
+    steps = EPOCHS * -(-len(images) // BATCH)
     optimizer = torch.optim.AdamW(trained, weight_decay=0.005)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.05, total_steps=steps)
     shuffle = torch.Generator().manual_seed(0)
     history = []
     for _ in range(EPOCHS):
         losses = []
-        for batch in torch.randperm(len(data.train_images), generator=shuffle).split(BATCH):
-            loss = cross_entropy(forward(data.train_images[batch]), data.train_labels[batch])
+        for batch in torch.randperm(len(images), generator=shuffle).split(BATCH):
+            loss = cross_entropy(forward(images.pixels[batch]), images.labels[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -202,7 +202,7 @@ def train(module: nn.Module, forward: Forward, trained: Iterable[Tensor]) -> lis
 def accuracy(module: nn.Module, forward: Forward) -> float:
     """Percent of the 500 held-out images."""
     module.eval()
-    hits = forward(data.test_images).argmax(dim=1) == data.test_labels
+    hits = forward(held_out.pixels).argmax(dim=1) == held_out.labels
     return 100 * hits.double().mean().item()
 
 

@@ -6,7 +6,7 @@ import platform
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,24 +24,11 @@ class Device:
     """What it is, for people."""
     bfloat16: bool
     """Whether training runs in mixed precision."""
-    pinned: bool
-    """Whether batches wait in memory from where they can be copied while the device works."""
-    workers: int
-    """Processes that make batches; 0 where training itself needs the cores."""
-
-    def shared(self, cells: int) -> "Device":
-        """With the workers of one of so many cells on each GPU of this machine."""
-        if not self.workers:
-            return self
-        return replace(self, workers=max(1, self.workers // (cells * torch.cuda.device_count())))
 
     def put(self, batch: Batch) -> Batch:
         """The batch on the device; images in channels-last order, and what comes of them too."""
         images, labels = batch
-        return (
-            images.to(self.torch, non_blocking=self.pinned, memory_format=torch.channels_last),
-            labels.to(self.torch, non_blocking=self.pinned),
-        )
+        return images.to(self.torch, memory_format=torch.channels_last), labels.to(self.torch)
 
     def mixed_precision(self) -> autocast:
         """The context to train in."""
@@ -124,7 +111,7 @@ def open_device(name: str | None = None) -> Device:
         # then lie below the smallest normal number: a backward pass seven times as slow (measured).
         torch.set_flush_denormal(True)
         # bfloat16 was slower than float32 there (the backward of depthwise convolutions).
-        return Device(torch.device("cpu"), processor(), bfloat16=False, pinned=False, workers=0)
+        return Device(torch.device("cpu"), processor(), bfloat16=False)
     match = re.fullmatch(r"cuda(?::(\d+))?", name)
     if not match:
         raise ValueError(f"a device is cpu, cuda or cuda:N, got {name!r}")
@@ -135,21 +122,12 @@ def open_device(name: str | None = None) -> Device:
         torch.device("cuda", index),
         torch.cuda.get_device_name(index),
         bfloat16=torch.cuda.get_device_capability(index) >= (8, 0),  # else emulated, and slow
-        pinned=True,
-        workers=min(16, cores()),  # more do not make batches faster than a GPU takes them
     )
 
 
 def gpus() -> int:
     """GPUs that PyTorch can use: it counts one whose driver is too old for it, too, and warns."""
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
-
-
-def cores() -> int:
-    """Cores that this process may use: of a machine that it shares, not all."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def processor() -> str:

@@ -3,7 +3,6 @@
 import platform
 import subprocess
 from collections.abc import Callable
-from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,9 +11,10 @@ import torch
 from msgspec import UNSET, UnsetType
 
 import pemn_ref as pemn
-from reproduce.data.augment import make_transform
-from reproduce.data.batches import Batch, Images, TrainingBatches, Transform, evaluation_batches
+from reproduce.data.augment import make_augmentation
+from reproduce.data.batches import Batch, TrainingBatches, evaluation_batches
 from reproduce.data.datasets import DATASETS, load
+from reproduce.data.images import Images
 from reproduce.rows.row import Epoch, Failed, Hardware, Measured, Row, Storage, Versions
 from reproduce.study.cells import Cell
 from reproduce.study.studies import CANARY, CANARY_BAND
@@ -54,23 +54,20 @@ def train_run(
 
     Raises:
         Stopped, CheckpointError, OSError: as ``train``.
-        MissingDataError: if an image cannot be decoded.
     """
     train_images, test_images = images
     try:
-        with closing(training_batches(cell, train_images, seed, device)) as batches:
-            held_out = held_out_batches(cell, test_images, device)
-            network = make_network(cell, seed, device.torch)
-            history = train(
-                network,
-                batches,
-                held_out,
-                cell.recipe,
-                seed=seed,
-                device=device,
-                checkpoint=checkpoint,
-                on_epoch=on_epoch,
-            )
+        network = make_network(cell, seed, device.torch)
+        history = train(
+            network,
+            training_batches(cell, train_images, seed, device),
+            held_out_batches(cell, test_images, device),
+            cell.recipe,
+            seed=seed,
+            device=device,
+            checkpoint=checkpoint,
+            on_epoch=on_epoch,
+        )
     except torch.OutOfMemoryError:
         return Skipped("the memory of the device is too small")
     except FloatingPointError as error:
@@ -158,27 +155,14 @@ def evaluate_file(path: Path, device: Device, data: Path | None) -> tuple[str, f
 
 
 def training_batches(cell: Cell, images: Images, seed: int, device: Device) -> TrainingBatches:
-    """What a network of the cell is trained on; to be closed."""
-    transform = make_transform(cell.recipe.augmentation, DATASETS[cell.dataset])
-    return TrainingBatches(
-        images,
-        transform,
-        seed=seed,
-        batch=cell.recipe.batch,
-        workers=_workers(transform, device),
-        pinned=device.pinned,
-    )
+    """What a network of the cell is trained on: the images are put on the device once."""
+    augmentation = make_augmentation(cell.recipe.augmentation, DATASETS[cell.dataset], device.torch)
+    images = images.to(device.torch)
+    return TrainingBatches(images, augmentation, seed=seed, batch=cell.recipe.batch)
 
 
 def held_out_batches(cell: Cell, images: Images, device: Device) -> list[Batch]:
     """What a network of the cell is measured on, put on the device once."""
-    plain = make_transform("plain", DATASETS[cell.dataset])
-    workers = _workers(plain, device)
-    evaluation = evaluation_batches(images, plain, batch=_EVALUATION_BATCH, workers=workers)
-    with closing(evaluation):
-        return [device.put(batch) for batch in evaluation]
-
-
-def _workers(transform: Transform | None, device: Device) -> int:
-    """None for images that are tensors already: they are faster taken than sent."""
-    return device.workers if transform else 0
+    plain = make_augmentation("plain", DATASETS[cell.dataset], device.torch)
+    batches = evaluation_batches(images.to(device.torch), plain, batch=_EVALUATION_BATCH)
+    return [device.put(batch) for batch in batches]

@@ -40,7 +40,7 @@ def test_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
     assert [row["what"] for row in rows] == [
         "convmixer-d1-w4: step masked / dense",
         "convmixer-d1-w4: masks / as the released code makes them, with gradient",
-        "convmixer-d1-w4: a batch augmented by one core / step masked",
+        "convmixer-d1-w4: a batch augmented / step masked",
     ]
     assert {row["pairs"] for row in rows} == {2}
     assert all(f"{row['ratio']:.2f}" in table for row in rows)

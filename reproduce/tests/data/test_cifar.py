@@ -14,10 +14,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
 from torchvision.datasets import CIFAR10, CIFAR100  # type: ignore[import-untyped]
 
-from reproduce.data.batches import Images
 from reproduce.data.datasets import DATASETS, load
+from reproduce.data.images import Images
 from reproduce.data.root import MissingDataError, data_root
 from reproduce.tests.conftest import Command
 
@@ -75,7 +76,10 @@ def patch(monkeypatch: pytest.MonkeyPatch, source: Any, train: Any, test: Any, m
 
 def seen(images: Images) -> list[tuple[tuple[int, ...], int]]:
     """Colour of the last pixel, and class."""
-    return [(images[i][0].getpixel((31, 31)), images[i][1]) for i in range(len(images))]
+    assert images.pixels.shape == (len(images), 3, 32, 32)
+    assert (images.pixels.dtype, images.labels.dtype) == (torch.uint8, torch.int64)
+    colours = map(tuple, images.pixels[:, :, 31, 31].tolist())
+    return [*zip(colours, images.labels.tolist(), strict=True)]
 
 
 def test_cifar10_is_all_training_batches_and_the_test_batch(root: Path) -> None:
@@ -83,12 +87,11 @@ def test_cifar10_is_all_training_batches_and_the_test_batch(root: Path) -> None:
     labels = [k + j for k in range(5) for j in range(4)]
     assert seen(train) == [((red, 100, 200), label) for red, label in enumerate(labels)]
     assert seen(test) == [((50, 100, 200), 9), ((51, 100, 200), 8), ((52, 100, 200), 7)]
-    assert train[0][0].size == (32, 32)
 
 
 def test_cifar100_has_its_fine_labels(root: Path) -> None:
     train, test = load("cifar100", root)
-    assert [label for _, label in seen(train)] == [94, 95, 96, 97, 98, 99]
+    assert train.labels.tolist() == [94, 95, 96, 97, 98, 99]
     assert seen(test) == [((60, 100, 200), 98), ((61, 100, 200), 99)]
 
 
@@ -213,7 +216,10 @@ def test_real_images_have_the_normalisation_of_the_recipes(name: str) -> None:
     train, test = load(name, root)
     assert (len(train), len(test)) == (50_000, 10_000)
     dataset = DATASETS[name]
-    assert {train[i][1] for i in range(5_000)} == set(range(dataset.classes))
-    values = np.stack([np.asarray(train[i][0]) for i in range(0, 50_000, 5)]) / 255
-    np.testing.assert_allclose(values.mean(axis=(0, 1, 2)), dataset.mean, atol=0.003)
-    np.testing.assert_allclose(values.std(axis=(0, 1, 2)), dataset.std, atol=0.003)
+    assert set(train.labels[:5_000].tolist()) == set(range(dataset.classes))
+    values = train.pixels[::5].double() / 255
+    for measured, known in (
+        (values.mean(dim=(0, 2, 3)), dataset.mean),
+        (values.std(dim=(0, 2, 3)), dataset.std),
+    ):
+        assert measured.tolist() == pytest.approx(known, abs=0.003)

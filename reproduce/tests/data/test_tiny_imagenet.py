@@ -4,13 +4,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
+from reproduce.data import tiny_imagenet
 from reproduce.data.datasets import load
+from reproduce.data.images import Images
 from reproduce.data.root import MissingDataError
 from reproduce.data.tiny_imagenet import FOLDER
 from reproduce.study.studies import STUDIES
 from reproduce.tests.conftest import Command
+from reproduce.tests.runs.test_run import full_disk
 
 CLASSES = ["n02124075", "n01443537", "n04067472"]  # in no order, as in the real file
 
@@ -39,18 +43,72 @@ def root(tmp_path: Path) -> Path:
 
 def test_classes_are_those_of_wnids_in_both_parts(root: Path) -> None:
     train, test = load("tiny-imagenet", root)
-    assert [train[i][1] for i in range(len(train))] == [0, 0, 1, 1, 2, 2]
-    for i in range(len(train)):
-        image, label = train[i]
-        assert image.size == (64, 64)
-        assert abs(image.getpixel((5, 5))[0] - 80 * label) < 4
-    assert [test[i][1] for i in range(len(test))] == [2, 0]
+    assert train.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert test.labels.tolist() == [2, 0]
+    assert train.pixels.shape == (6, 3, 64, 64)
+    assert (train.pixels.dtype, train.labels.dtype) == (torch.uint8, torch.int64)
+    red, others = train.pixels[:, 0].int(), train.pixels[:, 1:].int()
+    assert (red - 80 * train.labels.int()[:, None, None]).abs().max() < 4
+    assert others.max() < 4
 
 
 def test_grey_images_become_rgb(root: Path) -> None:
     _, test = load("tiny-imagenet", root)
-    assert [test[i][0].mode for i in range(2)] == ["RGB", "RGB"]
-    assert test[1][0].getpixel((0, 0)) == (90, 90, 90)
+    assert (test.pixels[1] == 90).all()
+
+
+def decoded(root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[int, tuple[Images, Images]]:
+    """How many JPEGs are decoded to load the images, and the images."""
+    paths: list[Path] = []
+    real = tiny_imagenet._decode
+    monkeypatch.setattr(tiny_imagenet, "_decode", lambda path: paths.append(path) or real(path))  # type: ignore[func-returns-value]
+    images = load("tiny-imagenet", root)
+    monkeypatch.undo()
+    return len(paths), images
+
+
+def same(ones: tuple[Images, Images], others: tuple[Images, Images]) -> bool:
+    return all(
+        torch.equal(one.pixels, other.pixels) and torch.equal(one.labels, other.labels)
+        for one, other in zip(ones, others, strict=True)
+    )
+
+
+def test_images_are_decoded_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, images = decoded(root, monkeypatch)
+    second, again = decoded(root, monkeypatch)
+    assert (first, second) == (8, 0)
+    assert same(images, again)
+    assert not [*root.glob("*.part")]
+
+
+@pytest.mark.parametrize("damage", ["flipped", "short", "long", "empty", "of other images"])
+def test_decoded_images_that_are_damaged_are_decoded_again(
+    root: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    _, images = decoded(root, monkeypatch)
+    file = root / f"{FOLDER}.decoded"
+    content = file.read_bytes()
+    if damage == "of other images":
+        folder = root / FOLDER / "train" / CLASSES[0] / "images"
+        (folder / f"{CLASSES[0]}_1.JPEG").rename(folder / f"{CLASSES[0]}_7.JPEG")
+    elif damage == "flipped":
+        file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    else:
+        file.write_bytes({"short": content[:-1], "long": content + b"0", "empty": b""}[damage])
+    times, again = decoded(root, monkeypatch)
+    assert times == 8
+    assert same(images, again)
+    assert decoded(root, monkeypatch)[0] == 0
+
+
+def test_images_that_cannot_be_kept_are_an_error_that_says_so(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with full_disk(1000), pytest.raises(MissingDataError, match=r"decoded cannot be .*make room"):
+        load("tiny-imagenet", root)
+    assert not [*root.glob(f"{FOLDER}.decoded*")]
+    assert decoded(root, monkeypatch)[0] == 8
 
 
 @pytest.mark.parametrize(
@@ -95,7 +153,8 @@ def test_runs_that_meet_a_damaged_image_are_skipped_and_the_others_go_on(
     monkeypatch.setitem(STUDIES, "digits", study)
     code, output, errors = command("run", "--data", root, "--out", root / "out", "--device", "cpu")
     assert (code, errors) == (3, "some runs failed or were skipped, as said above\n")
-    first, second = (line for line in output.splitlines() if "seed 0" in line)
-    assert f"skipped: tiny-imagenet: {damaged} cannot be read" in first
-    assert "extract" in first
-    assert "images/s" in second
+    skipped, trained = (line for line in output.splitlines() if line.startswith(("skip", "  1/1")))
+    why = f"skipped, all runs on tiny-imagenet: tiny-imagenet: {damaged} cannot be read"
+    assert skipped.startswith(why)
+    assert "extract" in skipped
+    assert "images/s" in trained

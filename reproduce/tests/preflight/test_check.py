@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import torch
 from msgspec import structs
-from PIL import Image
 from torch import Tensor
 
 import pemn_ref as pemn
 from reproduce.data.batches import Batch
 from reproduce.data.datasets import load
+from reproduce.data.images import Images
 from reproduce.data.root import MissingDataError
 from reproduce.preflight import check as points
 from reproduce.preflight import cost, trials
@@ -92,7 +92,7 @@ class Counting(Fast):
     """Counts memory, and has just enough of it."""
 
     def free_memory(self) -> int:
-        return 70_000 + size(learned(TINY)).held_out
+        return 70_000 + size(learned(TINY)).images
 
     def peak_memory(self, run: Callable[[], object]) -> int | None:
         run()
@@ -193,7 +193,9 @@ def test_memory_that_is_too_small_to_train_is_said(
 def test_a_fast_device_trains_the_cells_themselves_on_their_data_if_that_is_there(
     tmp_path: Path, there: bool
 ) -> None:
-    some = [(Image.new("RGB", (32, 32), (25 * (n % 10),) * 3), n % 10) for n in range(100)]
+    labels = torch.arange(100) % 10
+    grey = (25 * labels)[:, None, None, None].expand(-1, 3, 32, 32)
+    some = Images(grey.to(torch.uint8), labels)
     images = {"cifar10": (some, some)} if there else {}
     said = train_briefly([TINY], images, like(Fast), tmp_path)
     assert f"convmixer-d1-w8 on {'cifar10' if there else 'digits'} " in said

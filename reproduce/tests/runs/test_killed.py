@@ -10,7 +10,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from io import TextIOWrapper
@@ -24,9 +23,9 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from reproduce.__main__ import main
-from reproduce.data.batches import Images, TrainingBatches
 from reproduce.report.console import console
 from reproduce.runs.store import RunStore
 from reproduce.runs.study import run_study, train_here
@@ -60,9 +59,6 @@ def start(tmp_path: Path) -> Iterator[Start]:
     for child in children:
         child.kill()
         child.join()
-        assert child.pid is not None
-        with suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
 
 
 def begin(log: Path, function: Callable[..., None], arguments: tuple[object, ...]) -> None:
@@ -73,7 +69,6 @@ def begin(log: Path, function: Callable[..., None], arguments: tuple[object, ...
         with Path(f"{log}.{stream}").open("wb") as file:
             os.dup2(file.fileno(), stream)
     cast(TextIOWrapper, sys.stdout).reconfigure(errors="replace")  # as main does
-    multiprocessing.set_start_method("fork", force=True)  # else its workers start as it did
     torch.set_num_threads(1)
     function(*arguments)
 
@@ -237,33 +232,17 @@ def test_processes_in_one_folder_train_each_run_once(tmp_path: Path, start: Star
     assert not [*out.glob("checkpoints/*")]
 
 
-class Marked:
-    """Images; the first that is taken leaves a file."""
-
-    def __init__(self, images: Images, mark: Path, sleep: float = 0) -> None:
-        self.images, self.mark, self.sleep = images, mark, sleep
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Any, ...]:
-        self.mark.touch()
-        time.sleep(self.sleep)
-        return self.images[index]
-
-
-def hold(out: Path, mark: Path, workers: int) -> None:
-    """Claim a run and hang in its first batch."""
+def hold(out: Path, mark: Path) -> None:
+    """Claim a run and hang."""
     with RunStore(out, "tiny", print).claim("a-1") as ours:
         assert ours
-        images = Marked(augmented()[1][0], mark, sleep=600)
-        next(TrainingBatches(images, None, seed=0, batch=8, workers=workers).epoch(0))
+        mark.touch()
+        time.sleep(600)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_lock_dies_with_its_process(tmp_path: Path, start: Start, workers: int) -> None:
+def test_lock_dies_with_its_process(tmp_path: Path, start: Start) -> None:
     mark = tmp_path / "mark"
-    child = start(hold, tmp_path, mark, workers)
+    child = start(hold, tmp_path, mark)
     wait_for(mark, child)
     store = RunStore(tmp_path, "tiny", print)
     with store.claim("a-1") as ours:
@@ -271,33 +250,28 @@ def test_lock_dies_with_its_process(tmp_path: Path, start: Start, workers: int) 
     with store.claim("a-2") as ours:
         assert ours
     child.kill()
-    child.join()  # its workers live on
+    child.join()
     with store.claim("a-1") as ours:
         assert ours
 
 
-def command(
-    out: Path, mark: Path, workers: int, hangs: bool = False, arguments: tuple[str, ...] = ()
-) -> None:
-    """``python -m reproduce run`` on a run of hours; ``mark`` says that it runs, or hangs there."""
-    cell, (images, held_out) = augmented()
+def command(out: Path, mark: Path, seconds: float = 0, arguments: tuple[str, ...] = ()) -> None:
+    """``python -m reproduce run`` on a run of hours; each step leaves ``mark`` and takes longer."""
+    cell, images = augmented()
     cell = replace(cell, recipe=cell.recipe.changed(epochs=100_000))
-    device = replace(open_device("cpu"), workers=workers)
-    data = images if hangs else Marked(images, mark), held_out
 
-    def hang(*_: object) -> Tensor:
+    def marking(logits: Tensor, labels: Tensor) -> Tensor:
         mark.touch()
-        time.sleep(600)
-        raise AssertionError
+        time.sleep(seconds)
+        return cross_entropy(logits, labels)
 
     patch = pytest.MonkeyPatch()
     tiny = Study("tiny", "A tiny {model}", (cell,), (), (), seeds=1, threads=1)
     patch.setitem(STUDIES, "tiny", tiny)
-    patch.setattr("reproduce.training.device.open_device", lambda _: device)
-    patch.setattr("reproduce.runs.study.load", lambda *_: data)
-    if hangs:
-        patch.setattr("reproduce.training.loop.cross_entropy", hang)
-    sys.argv = ["reproduce", "run", "--study", "tiny", "--out", str(out), *arguments]
+    patch.setattr("reproduce.runs.study.load", lambda *_: images)
+    patch.setattr("reproduce.training.loop.cross_entropy", marking)
+    device = ("--device", "cpu")
+    sys.argv = ["reproduce", "run", "--study", "tiny", "--out", str(out), *device, *arguments]
     sys.exit(main())
 
 
@@ -310,34 +284,28 @@ def steps_of(out: Path) -> int:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("workers", [0, 2])
-def test_signal_to_all_its_processes_stops_at_a_checkpoint(
-    tmp_path: Path, start: Start, number: int, code: int, workers: int
-) -> None:
+def test_signal_stops_at_a_checkpoint(tmp_path: Path, start: Start, number: int, code: int) -> None:
     out, mark = tmp_path / "out", tmp_path / "mark"
-    child = start(command, out, mark, workers)
+    child = start(command, out, mark)
     wait_for(mark, child)
     assert child.pid is not None
-    os.killpg(child.pid, number)
+    os.kill(child.pid, number)
     errors = f"stopped: all is kept in {out}, the same command goes on there\n"
     assert (exit_code(child), logs(tmp_path, 2)) == (code, [errors])
-    with pytest.raises(ProcessLookupError):  # no worker is left
-        os.killpg(child.pid, 0)
 
     steps = steps_of(out)
-    child = start(command, out, mark, workers, False, ("--max-minutes", "0"))
+    child = start(command, out, mark, 0, ("--max-minutes", "0"))
     assert exit_code(child) == 4
     assert steps_of(out) == steps + 1
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_second_ctrl_c_ends_at_once(tmp_path: Path, start: Start, workers: int) -> None:
+def test_second_ctrl_c_ends_at_once(tmp_path: Path, start: Start) -> None:
     mark = tmp_path / "mark"
-    child = start(command, tmp_path / "out", mark, workers, True)
+    child = start(command, tmp_path / "out", mark, 600)
     wait_for(mark, child)
     assert child.pid is not None
     for pause in (0.5, 10, 10, 10, 10):  # two that come too close together may be one
-        os.killpg(child.pid, signal.SIGINT)
+        os.kill(child.pid, signal.SIGINT)
         child.join(pause)
         if not child.is_alive():
             break

@@ -8,20 +8,15 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from PIL import Image
 
-from reproduce.data.batches import Images
 from reproduce.data.datasets import load
+from reproduce.data.images import Images
 from reproduce.study.cells import Cell
-from reproduce.tests.data.test_batches import workers_left
 from reproduce.tests.runs.test_run import full_disk, times_aside
 from reproduce.tests.training.test_loop import CELLS
 from reproduce.training.checkpoint import Checkpoint, CheckpointError, Stop, Stopped
 from reproduce.training.device import open_device
 from reproduce.training.run import Skipped, train_run
-
-# Python 3.12 warns when a process with threads forks; what workers run uses none.
-pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 
 DEVICE = open_device("cpu")
 EPOCHS, STEPS = 2, 3
@@ -42,13 +37,14 @@ Images2 = tuple[Images, Images]
 def digits() -> Images2:
     """Three batches of 50 to train on, the last of them smaller, and 50 to measure."""
     train_images, test_images = load("digits")
-    return [train_images[i] for i in range(140)], [test_images[i] for i in range(50)]
+    return train_images[:140], test_images[:50]
 
 
 def augmented() -> tuple[Cell, Images2]:
-    """Noise on which workers have something to do, and the cell of a ViT with dropout for it."""
-    noise = torch.randint(256, (22, 32, 32, 3), generator=torch.Generator().manual_seed(0))
-    images = [(Image.fromarray(x.byte().numpy()), label % 10) for label, x in enumerate(noise)]
+    """Noise that is augmented in three batches, and the cell of a ViT with dropout for it."""
+    stream = torch.Generator().manual_seed(0)
+    noise = torch.randint(256, (22, 3, 32, 32), dtype=torch.uint8, generator=stream)
+    images = Images(noise, torch.arange(22) % 10)
     cell = BY_NAME["vit-rp_1e-2"]
     recipe = cell.recipe.changed(batch=8, augmentation="vit")
     return replace(cell, dataset="cifar10", recipe=recipe), (images, images[:5])
@@ -72,9 +68,8 @@ class StopAfter(Stop):
 class Run:
     """One run in a folder of its own: its network and its checkpoint."""
 
-    def __init__(self, out: Path, cell: Cell, images: Images2, workers: int = 0) -> None:
+    def __init__(self, out: Path, cell: Cell, images: Images2) -> None:
         self.cell, self.images = cell, images
-        self.device = replace(DEVICE, workers=workers)
         self.file, self.checkpoint = out / "files" / "one.safetensors", out / "one.pt"
         out.mkdir()
 
@@ -82,7 +77,7 @@ class Run:
         """From the checkpoint, if there is one, to the end or to the stop: the row, times aside."""
         checkpoint = Checkpoint(self.checkpoint, every, stop or Stop())
         images, file = self.images, self.file
-        row = train_run(self.cell, 0, images, self.device, checkpoint, file, lambda _: None)
+        row = train_run(self.cell, 0, images, DEVICE, checkpoint, file, lambda _: None)
         assert not isinstance(row, Skipped)
         return times_aside([msgspec.to_builtins(row)])[0]
 
@@ -90,7 +85,6 @@ class Run:
         with pytest.raises(Stopped) as caught:
             self.go_on(stop)
         assert caught.value.code == stop.code
-        assert not workers_left()  # though the traceback is still held
 
     @property
     def steps(self) -> int:
@@ -131,31 +125,9 @@ def test_run_that_is_stopped_once_ends_as_one_that_is_not(tmp_path: Path, name: 
         assert two.file.read_bytes() == whole.file.read_bytes()
 
 
-def test_so_does_one_whose_batches_are_made_by_workers(tmp_path: Path) -> None:
-    cell, images = augmented()
-    whole = Run(tmp_path / "whole", cell, images)
-    same_after_a_stop_at_every_step(whole, Run(tmp_path / "pieces", cell, images, workers=2))
-
-
-class Broken:
-    """Images that cannot be read."""
-
-    def __len__(self) -> int:
-        return 2
-
-    def __getitem__(self, index: int) -> tuple[Any, ...]:
-        raise ValueError("no image")
-
-
-@pytest.mark.parametrize("broken", [0, 1])
-def test_no_worker_is_left_where_images_cannot_be_read(tmp_path: Path, broken: int) -> None:
-    cell, (train_images, test_images) = augmented()
-    images = (Broken(), test_images) if broken == 0 else (train_images, Broken())
-    run = Run(tmp_path / "run", cell, images, workers=2)
-    with pytest.raises(ValueError, match="no image") as caught:
-        run.go_on()
-    assert caught.tb
-    assert not workers_left()
+def test_so_does_one_whose_images_are_augmented(tmp_path: Path) -> None:
+    runs = [Run(tmp_path / which, *augmented()) for which in ("whole", "pieces")]
+    same_after_a_stop_at_every_step(*runs)
 
 
 def test_run_goes_on_in_a_copy_of_its_folder(tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ import torch
 from torch import Tensor
 
 import pemn_ref as pemn
+from reproduce.data.augment import Augmentation
 from reproduce.data.batches import TrainingBatches, evaluation_batches
 from reproduce.data.datasets import DATASETS
+from reproduce.data.images import Images
 from reproduce.study.cells import PRUNED, Cell
 from reproduce.study.studies import STUDIES
 from reproduce.training.device import open_device
@@ -33,13 +35,13 @@ def take_two_steps(cell: Cell) -> None:
     dataset = DATASETS[cell.dataset]
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(16, dataset.channels, dataset.size, dataset.size, generator=generator)
-    images = [(image, 7 * number % dataset.classes) for number, image in enumerate(noise)]
-    batches = TrainingBatches(images, None, seed=0, batch=8, workers=0)
+    images = Images(noise, 7 * torch.arange(16) % dataset.classes)
+    batches = TrainingBatches(images, Augmentation(), seed=0, batch=8)
     network = make_network(cell, 0, DEVICE.torch)
     parts = network.state._asdict() if network.state else {"rest": network.tensors}
     before = {part: copied(tensors) for part, tensors in parts.items()}
     recipe = cell.recipe.changed(epochs=1, batch=8)
-    held_out = list(evaluation_batches(images[:1], None, batch=1, workers=0))
+    held_out = evaluation_batches(images[:1], Augmentation(), batch=1)
     train(network, batches, held_out, recipe, seed=0, device=DEVICE, on_epoch=lambda _: None)
 
     def moved(part: str) -> dict[str, bool]:
