@@ -99,7 +99,7 @@ def read_plan(study: Study, seeds: Sequence[int], out: Path, ledger: Path | None
     for cell, seed in wanted:
         row, kept = rows.get(cell.run_id(seed)), None
         if row is None and store.started(cell.run_id(seed)):
-            kept = epochs_kept(store.checkpoint(cell.run_id(seed), 0, Stop()))
+            kept = epochs_kept(store.checkpoint(cell, seed, 0, Stop()))
         runs.append(Standing(cell, seed, row, kept))
     stale = [row for row in rows.values() if study.outdates(row.configuration)]
     return Plan(study, runs, stale)

@@ -22,7 +22,8 @@ from reproduce.study.studies import STUDIES
 from reproduce.tests.conftest import Command
 from reproduce.training.checkpoint import Checkpoint, Stop
 from reproduce.training.device import open_device
-from reproduce.training.run import COMMIT, train_run
+from reproduce.training.program import PROGRAM
+from reproduce.training.run import train_run
 
 SMALL = ("--epochs", "1", "--seeds", "2", "--strategy", "rp_1e-2", "--strategy", "control")
 DIGITS = STUDIES["digits"].chosen()
@@ -137,7 +138,7 @@ def test_row_has_the_commit_that_was_loaded_not_the_one_at_its_end(
 
     monkeypatch.setattr(subprocess, "run", another)
     command(*SMALL)
-    assert {row["commit"] for row in command.rows()} == {COMMIT} != {"another commit"}
+    assert {row["commit"] for row in command.rows()} == {PROGRAM.commit} != {"another commit"}
 
 
 def test_headline_is_the_last_epoch_and_the_best_stands_beside_it(
@@ -146,8 +147,8 @@ def test_headline_is_the_last_epoch_and_the_best_stands_beside_it(
     history = [Epoch(2.0, 0.5, seconds=1), Epoch(1.5, 0.75, 1), Epoch(1.0, 0.625, 2)]
     monkeypatch.setattr("reproduce.training.run.train", lambda *_, **__: history)
     file = tmp_path / "files" / "one.safetensors"
-    checkpoint = Checkpoint(tmp_path / "none.pt", 60, Stop())
     cell = replace(STUDY.cells[0], recipe=STUDY.cells[0].recipe.changed(epochs=3))
+    checkpoint = Checkpoint(tmp_path / "none.pt", cell, 0, 60, Stop())
     row = train_run(
         cell,
         0,
@@ -320,7 +321,7 @@ def test_time_limit_stops_at_a_checkpoint_and_a_copy_goes_on_too(command: RunCom
         command.out = out
         assert command(*SMALL, "--max-minutes", "0")[0] == 4
         (path,) = out.glob("checkpoints/*")
-        content = Checkpoint(path, 60, Stop()).read()
+        content = Checkpoint(path, STUDY.cells[0], 0, 60, Stop()).read()
         assert content is not None
         assert content["position"]["step"] == (1 if out.name == "anew" else 2)
         assert command(*SMALL)[0] == 0
