@@ -93,7 +93,7 @@ def read_plan(study: Study, seeds: Sequence[int], out: Path, ledger: Path | None
     wanted = [(cell, seed) for seed in seeds for cell in study.cells]
     if not out.exists() and not (ledger and ledger.exists()):  # a store would make both
         return Plan(study, [Standing(cell, seed, None, None) for cell, seed in wanted], [])
-    store = RunStore(out, study.name, print, ledger)
+    store = RunStore(out, study.name, console.console().print, ledger)
     rows = store.rows()
     runs = []
     for cell, seed in wanted:

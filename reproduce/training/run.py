@@ -11,6 +11,7 @@ from reproduce.data.augment import make_augmentation
 from reproduce.data.batches import Batch, TrainingBatches, evaluation_batches
 from reproduce.data.datasets import DATASETS, load
 from reproduce.data.images import Images
+from reproduce.memory import out_of_memory
 from reproduce.rows.row import Epoch, Failed, Hardware, Measured, Row, Storage
 from reproduce.study.cells import Cell
 from reproduce.study.studies import CANARY, CANARY_BAND
@@ -65,7 +66,9 @@ def train_run(
             checkpoint=checkpoint,
             on_epoch=on_epoch,
         )
-    except torch.OutOfMemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
         return Skipped("the memory of the device is too small")
     except FloatingPointError as error:
         return Failed(

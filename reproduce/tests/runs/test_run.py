@@ -178,6 +178,13 @@ def test_run_that_fails_is_in_the_table_and_in_no_figure(
     assert not list(command.out.glob("*.png"))
 
 
+def test_seeds_may_be_named(command: RunCommand) -> None:
+    named = ("--seed", "20261126", "--seed", "0", "--seed", "20261126", "--seed", str(2**63 - 1))
+    code, _, errors = command("--epochs", "1", "--strategy", "control", *named)
+    assert (code, errors) == (0, "")
+    assert [row["seed"] for row in command.rows()] == [20261126, 0, 2**63 - 1]
+
+
 def test_same_command_gives_the_same_rows_times_aside(command: RunCommand) -> None:
     runs = []
     for name in ("one", "two"):
@@ -228,6 +235,12 @@ def test_other_families_train_beside_the_first(command: RunCommand, family: str)
         (["--device", "cuda:99"], "cuda:99"),
         (["--seeds", "0"], "--seeds"),
         (["--seeds", "many"], "--seeds"),
+        (["--seeds", "20261126"], "more than 1000: to train with the seed 20261126, give --seed"),
+        (["--seeds", "9" * 4000], "more than 1000"),
+        (["--seeds", "2", "--seed", "1"], "give one of them"),
+        (["--seed", "-1"], "--seed"),
+        (["--seed", str(2**63)], "--seed"),
+        (["--epochs", "1" * 400], "--epochs"),
         (["--epochs", "0"], "--epochs"),
         (["--frobnicate"], "--frobnicate"),
         (["extra"], "extra"),
