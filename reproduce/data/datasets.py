@@ -5,7 +5,7 @@ from pathlib import Path
 
 from reproduce.data import cifar, digits, tiny_imagenet
 from reproduce.data.images import Images
-from reproduce.data.root import data_root
+from reproduce.data.root import MissingDataError, data_root
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,20 @@ def load(name: str, root: Path | None = None) -> tuple[Images, Images]:
     """Images to train on, and those to measure on; ``root`` as ``data_root`` takes it.
 
     Raises:
-        MissingDataError: if they are not there and cannot be had.
+        MissingDataError: if they are not there and cannot be had, or are not the whole dataset.
     """
     if name == "digits":
-        return digits.load()
-    if name == "tiny-imagenet":
-        return tiny_imagenet.load(data_root(root))
-    return cifar.load(name, data_root(root))
+        train, test = digits.load()
+    elif name == "tiny-imagenet":
+        train, test = tiny_imagenet.load(data_root(root))
+    else:
+        train, test = cifar.load(name, data_root(root))
+    whole = DATASETS[name]
+    found = len(train), len(test), len(train.labels.unique())
+    if found != (whole.train, whole.test, whole.classes):
+        raise MissingDataError(
+            f"{name}: {found[0]} images to train on, {found[1]} to measure on and {found[2]}"
+            f" classes in {folder(name, root)}, but the dataset has {whole.train}, {whole.test} and"
+            f" {whole.classes}: extract all of it again"
+        )
+    return train, test

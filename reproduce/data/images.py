@@ -1,5 +1,6 @@
 """What every dataset is read to: all of its images in one tensor."""
 
+import hashlib
 from dataclasses import dataclass
 
 import torch
@@ -28,3 +29,13 @@ class Images:
     def to(self, device: torch.device) -> "Images":
         """The same on ``device``."""
         return Images(self.pixels.to(device), self.labels.to(device))
+
+
+def digest(*parts: Images) -> str:
+    """SHA-256 of all pixels and labels, which lie on the CPU: 64 hexadecimal digits."""
+    found = hashlib.sha256()
+    for images in parts:
+        for tensor in (images.pixels, images.labels):
+            found.update(f"{tensor.dtype} {[*tensor.shape]}".encode())
+            found.update(tensor.contiguous().numpy().data)
+    return found.hexdigest()

@@ -6,6 +6,7 @@ into a file beside the folder: the SHA-256 of names and pixels, then the pixels.
 
 import hashlib
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,6 +39,11 @@ def load(root: Path) -> tuple[Images, Images]:
         annotations = (
             (folder / "val" / "val_annotations.txt").read_text(encoding="utf-8").splitlines()
         )
+    except UnicodeDecodeError as error:
+        raise MissingDataError(
+            f"tiny-imagenet: wnids.txt or val_annotations.txt in {folder} is no UTF-8 ({error}):"
+            f" extract {FOLDER}.zip again"
+        ) from error
     except OSError as error:
         raise MissingDataError(
             f"tiny-imagenet: cannot read {error.filename} ({error.strerror}): extract"
@@ -60,6 +66,11 @@ def load(root: Path) -> tuple[Images, Images]:
                 f"tiny-imagenet: {len(files)} images in {folder / 'train' / wnid}, and up to {most}"
                 f" in others: extract {FOLDER}.zip again"
             )
+    if len({path for path, _ in test}) < len(test):
+        raise MissingDataError(
+            f"tiny-imagenet: {folder / 'val' / 'val_annotations.txt'} names an image twice:"
+            f" extract {FOLDER}.zip again"
+        )
     for path, _ in test:
         if not path.exists():
             raise MissingDataError(f"tiny-imagenet: no {path}: extract {FOLDER}.zip again")
@@ -77,6 +88,8 @@ def _pixels(root: Path, paths: Sequence[Path]) -> Tensor:
             kept = np.fromfile(decoded, np.uint8) if decoded.exists() else np.empty(0, np.uint8)
             pixels = kept[_DIGEST:]
             if kept[:_DIGEST].tobytes() != _digest(root, paths, pixels):
+                for part in root.glob(f"{FOLDER}.decoded.*.part"):  # of a process that was killed
+                    part.unlink()
                 pixels = np.empty(len(paths) * math.prod(_SHAPE), np.uint8)
                 for image, path in zip(pixels.reshape(-1, *_SHAPE), paths, strict=True):
                     image[:] = _decode(path)
@@ -97,9 +110,15 @@ def _digest(root: Path, paths: Sequence[Path], pixels: NDArray[np.uint8]) -> byt
 
 def _decode(path: Path) -> NDArray[np.uint8]:
     try:
-        with Image.open(path) as image:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # of a size that is a bomb
+            image = Image.open(path, formats=["JPEG"])
+        with image:
+            if image.size != _SHAPE[1:] or image.mode not in ("RGB", "L"):
+                width, height = image.size
+                raise ValueError(f"{width} x {height} pixels of mode {image.mode}")
             return np.asarray(image.convert("RGB")).transpose(2, 0, 1)  # a few files are grey
-    except OSError as error:
+    except Exception as error:  # whatever Pillow makes of a file that anybody may have written
         raise MissingDataError(
             f"tiny-imagenet: {path} cannot be read ({error}): extract {FOLDER}.zip again"
         ) from error

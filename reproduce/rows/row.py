@@ -25,6 +25,7 @@ Saved = Annotated[float, Meta(ge=-1, le=1)]
 Positive = Annotated[float, Meta(ge=0)]
 Text = Annotated[str, Meta(pattern=r"\A[^\x00-\x1f\x7f-\x9f]+\Z")]
 """One line, without the codes that steer a terminal."""
+Digest = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 CellId = Annotated[str, Meta(pattern=r"\A[0-9a-f]{12}\Z")]
 RunId = Annotated[str, Meta(pattern=r"\A[0-9a-f]{12}-(0|[1-9][0-9]*)\Z")]
 
@@ -112,6 +113,10 @@ class Measured(_Begun, frozen=True, kw_only=True):
     accuracy_best: Fraction
     held_out: Count
     """Images."""
+    trained_on: Count | UnsetType = UNSET
+    """Images."""
+    data: Digest | UnsetType = UNSET
+    """SHA-256 of both, pixels and labels."""
     history: Annotated[list[Epoch], Meta(min_length=1)]
     storage: Storage
     bytes: Count | UnsetType = UNSET

@@ -10,7 +10,7 @@ import platform
 import socket
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -92,7 +92,8 @@ class Cluster:
                         claim.close()
                         yield cell, seed, TAKEN
                 done = ray.wait(list(tasks), timeout=0.2)[0] if tasks else []
-                progress.show(news.get_nowait_batch(news.qsize()))
+                with suppress(RayError):  # its process was killed: runs go on, untold
+                    progress.show(news.get_nowait_batch(news.qsize()))
                 for ref in done:
                     cell, seed, claim = tasks.pop(ref)
                     progress.end(cell.run_id(seed))
@@ -143,19 +144,23 @@ def train_task(
     device = open_device(cluster.device)
     run, what = cell.run_id(seed), describe(cell, seed)
 
+    def say(*told: str) -> None:
+        with suppress(RayError):
+            news.put((run, told))
+
     def tell(history: list[Epoch]) -> None:
         epochs, last = cell.recipe.epochs, history[-1]
         left = timedelta(seconds=round((epochs - len(history)) * last.seconds))
         rate = f"{len(images[0]) / last.seconds:,.0f} images/s"
         epoch = f"epoch {len(history)} of {epochs}"
-        news.put((run, (what, epoch, f"{100 * last.accuracy:.1f} %", rate, f"{left} left")))
+        say(what, epoch, f"{100 * last.accuracy:.1f} %", rate, f"{left} left")
 
     with stopping() as stop, TemporaryDirectory() as own:
         begins = "goes on" if checkpoint.exists() else "starts"
         if not mark.exists():
             checkpoint = Path(own) / checkpoint.name
             begins = "starts from the beginning, the folder of the runs is not seen there"
-        news.put((run, (what, f"{begins}: {platform.node()}, process {os.getpid()}")))
+        say(what, f"{begins}: {platform.node()}, process {os.getpid()}")
         file = Path(own) / "network"
         kept = Checkpoint(checkpoint, cell, seed, every, stop)
         row = train_run(cell, seed, images, device, kept, file, tell)

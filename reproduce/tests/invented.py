@@ -32,6 +32,8 @@ def row_of(cell: Cell, seed: int = 0, accuracy: float = 0.5, **more: Any) -> Mea
         accuracy_last=accuracy,
         accuracy_best=max(accuracies),
         held_out=500,
+        trained_on=1297,
+        data="0123456789abcdef" * 4,
         history=[Epoch(1.0, one, 2.0) for one in accuracies],
         storage=STORAGE,
         bytes=90,

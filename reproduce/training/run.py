@@ -10,7 +10,7 @@ from msgspec import UNSET, UnsetType
 from reproduce.data.augment import make_augmentation
 from reproduce.data.batches import Batch, TrainingBatches, evaluation_batches
 from reproduce.data.datasets import DATASETS, load
-from reproduce.data.images import Images
+from reproduce.data.images import Images, digest
 from reproduce.memory import out_of_memory
 from reproduce.rows.row import Epoch, Failed, Hardware, Measured, Row, Storage
 from reproduce.study.cells import Cell
@@ -99,6 +99,8 @@ def train_run(
         accuracy_last=accuracies[-1],
         accuracy_best=max(accuracies),
         held_out=len(test_images),
+        trained_on=len(train_images),
+        data=digest(*images),
         history=history,
         storage=Storage(*network.storage),
         bytes=file.stat().st_size,

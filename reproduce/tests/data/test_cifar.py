@@ -6,6 +6,7 @@ import os
 import pickle
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -49,7 +50,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     train = [
         write(
             folder / f"data_batch_{k + 1}",
-            {"data": pixels(4 * k, 4), "labels": [k, k + 1, k + 2, k + 3]},
+            {"data": pixels(4 * k, 4), "labels": [(4 * k + j) % 10 for j in range(4)]},
         )
         for k in range(5)
     ]
@@ -68,6 +69,10 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def patch(monkeypatch: pytest.MonkeyPatch, source: Any, train: Any, test: Any, meta: Any) -> None:
+    known = {"cifar10": (10, 20, 3), "cifar100": (6, 6, 2)}
+    for name, (classes, n_train, n_test) in known.items():
+        tiny = replace(DATASETS[name], classes=classes, train=n_train, test=n_test)
+        monkeypatch.setitem(DATASETS, name, tiny)
     monkeypatch.setattr(source, "train_list", train)
     monkeypatch.setattr(source, "test_list", [test])
     monkeypatch.setattr(source, "meta", {**source.meta, "md5": meta[1]})
@@ -84,7 +89,7 @@ def seen(images: Images) -> list[tuple[tuple[int, ...], int]]:
 
 def test_cifar10_is_all_training_batches_and_the_test_batch(root: Path) -> None:
     train, test = load("cifar10", root)
-    labels = [k + j for k in range(5) for j in range(4)]
+    labels = [*range(10), *range(10)]
     assert seen(train) == [((red, 100, 200), label) for red, label in enumerate(labels)]
     assert seen(test) == [((50, 100, 200), 9), ((51, 100, 200), 8), ((52, 100, 200), 7)]
 
@@ -105,6 +110,18 @@ def test_without_data_or_network_one_line_names_the_ways_out(
     for part in (name, str(tmp_path / "empty"), "refused", ".tar.gz", "--data", "PEMN_DATA"):
         assert part in message
     assert "\n" not in message
+
+
+def test_part_of_the_dataset_is_not_the_dataset(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = DATASETS["cifar10"]
+    for whole in (replace(tiny, train=21), replace(tiny, test=4), replace(tiny, classes=11)):
+        monkeypatch.setitem(DATASETS, "cifar10", whole)
+        with pytest.raises(MissingDataError) as caught:
+            load("cifar10", root)
+        assert "20 images to train on, 3 to measure on and 10 classes" in str(caught.value)
+        assert f"has {whole.train}, {whole.test} and {whole.classes}: " in str(caught.value)
 
 
 def test_damage_is_noticed(root: Path) -> None:

@@ -1,10 +1,13 @@
 """The digits that ship with the package."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from reproduce.data import digits
+from reproduce.data.datasets import load
+from reproduce.data.images import digest
 
 
 def test_split_is_fixed_and_disjoint_in_the_order_of_the_source() -> None:
@@ -26,3 +29,15 @@ def test_images_are_normalised_ink() -> None:
 
 def test_file_is_small() -> None:
     assert Path(digits.__file__).with_name("digits.npz").stat().st_size < 100_000
+
+
+def test_digest_is_of_every_pixel_and_label() -> None:
+    train, test = load("digits")
+    digests = {digest(train, test), digest(test, train), digest(train[:-1], test)}
+    for changed in ("pixels", "labels"):
+        part = train[:]
+        part = replace(part, **{changed: getattr(part, changed).clone()})
+        getattr(part, changed)[-1] += 1
+        digests.add(digest(part, test))
+    assert len(digests) == 5
+    assert digest(*load("digits")) in digests

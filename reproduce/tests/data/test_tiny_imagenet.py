@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from reproduce.data import tiny_imagenet
-from reproduce.data.datasets import load
+from reproduce.data.datasets import DATASETS, load
 from reproduce.data.images import Images
 from reproduce.data.root import MissingDataError
 from reproduce.data.tiny_imagenet import FOLDER
@@ -25,7 +25,9 @@ def draw(path: Path, mode: str, colour: int | tuple[int, int, int]) -> None:
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    tiny = replace(DATASETS["tiny-imagenet"], classes=3, train=6, test=2)
+    monkeypatch.setitem(DATASETS, "tiny-imagenet", tiny)
     folder = tmp_path / FOLDER
     for label, wnid in enumerate(CLASSES):
         for n in range(2):
@@ -61,9 +63,9 @@ def decoded(root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[int, tuple[Ima
     """How many JPEGs are decoded to load the images, and the images."""
     paths: list[Path] = []
     real = tiny_imagenet._decode
-    monkeypatch.setattr(tiny_imagenet, "_decode", lambda path: paths.append(path) or real(path))  # type: ignore[func-returns-value]
-    images = load("tiny-imagenet", root)
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(tiny_imagenet, "_decode", lambda path: paths.append(path) or real(path))  # type: ignore[func-returns-value]
+        images = load("tiny-imagenet", root)
     return len(paths), images
 
 
@@ -126,6 +128,66 @@ def test_what_is_missing_is_named_and_never_downloaded(root: Path, missing: str)
         load("tiny-imagenet", root)
     assert missing.removesuffix("/images/n04067472_1.JPEG") in str(caught.value)
     assert "extract" in str(caught.value)
+
+
+def refused(root: Path, why: str) -> None:
+    """In one line."""
+    with pytest.raises(MissingDataError) as caught:
+        load("tiny-imagenet", root)
+    assert why in str(caught.value)
+    assert "extract" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_third_of_it_is_not_the_dataset(root: Path) -> None:
+    """Though all in it fits, and the last line of the annotations is cut off."""
+    (root / FOLDER / "wnids.txt").write_text(CLASSES[2], encoding="utf-8")
+    (root / FOLDER / "val" / "val_annotations.txt").write_text(
+        "val_0.JPEG\tn04067472\t0\t3", encoding="utf-8"
+    )
+    refused(root, "2 images to train on, 1 to measure on and 1 classes in")
+
+
+@pytest.mark.parametrize("name", ["wnids.txt", "val/val_annotations.txt"])
+def test_text_that_is_no_utf8_is_refused(root: Path, name: str) -> None:
+    (root / FOLDER / name).write_bytes(b"\xff\xfe")
+    refused(root, "is no UTF-8")
+
+
+def test_image_that_is_named_twice_is_refused(root: Path) -> None:
+    (root / FOLDER / "val" / "val_annotations.txt").write_text(
+        "val_0.JPEG\tn04067472\nval_0.JPEG\tn02124075\n", encoding="utf-8"
+    )
+    refused(root, "names an image twice")
+
+
+@pytest.mark.parametrize("kind", ["size", "mode", "format", "bomb", "large bomb", "text"])
+def test_image_that_none_of_them_is_is_refused(root: Path, kind: str) -> None:
+    path = root / FOLDER / "val" / "images" / "val_1.JPEG"
+    match kind:
+        case "size":
+            Image.new("RGB", (64, 63)).save(path, "JPEG")
+        case "mode":
+            Image.new("CMYK", (64, 64)).save(path, "JPEG")
+        case "format":
+            Image.new("RGB", (64, 64)).save(path, "PNG")
+        case "text":
+            path.write_text("no image", encoding="utf-8")
+        case _:
+            whole = bytearray(path.read_bytes())
+            place = whole.index(b"\xff\xc0") + 5  # height and width follow the kind of JPEG
+            side = 10_000 if kind == "bomb" else 60_000
+            whole[place : place + 4] = 2 * side.to_bytes(2, "big")
+            path.write_bytes(whole)
+    refused(root, f"{path} cannot be read")
+
+
+def test_what_a_killed_process_left_is_swept(root: Path) -> None:
+    left, other = root / f"{FOLDER}.decoded.0123abcd.part", root / "film.part"
+    for part in (left, other):
+        part.touch()
+    load("tiny-imagenet", root)
+    assert (left.exists(), other.exists()) == (False, True)
 
 
 def test_annotations_must_fit_the_classes(root: Path) -> None:

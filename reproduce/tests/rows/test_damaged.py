@@ -29,7 +29,7 @@ Place = tuple[str | int, ...]
 # What no other value can stand for; of the other fields only a wrong type or range can be told.
 EXACT = {"run", "cell", "seed", "configuration", "accuracy_last", "accuracy_best"}
 FRACTIONS = {"accuracy", "paper", "whole"}
-OPTIONAL = {"warning", "bytes", "device", "commit", "earlier"}
+OPTIONAL = {"warning", "bytes", "device", "commit", "earlier", "trained_on", "data"}
 VALUES = st.recursive(
     st.none()
     | st.booleans()

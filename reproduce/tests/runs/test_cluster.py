@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -165,6 +166,25 @@ def test_killed_worker_and_ctrl_c_lose_and_double_nothing(
 
 
 @needs_ray
+def test_runs_go_on_where_the_process_that_tells_of_them_is_killed(
+    tmp_path: Path, environment: dict[str, str], single: Path
+) -> None:
+    driver = Driver(tmp_path, environment, *RUNS, "--ray")
+    driver.wait_for("seed 0  epoch 2 ")
+    folder = environment["RAY_TMPDIR"].encode()
+    tellers = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # gone
+            ours = folder in (process / "environ").read_bytes()
+            if ours and (process / "cmdline").read_bytes().startswith(b"ray::_QueueActor"):
+                tellers.append(int(process.name))
+    (teller,) = tellers
+    os.kill(teller, signal.SIGKILL)
+    assert driver.end()[0] == 0
+    assert_same(tmp_path, single)
+
+
+@needs_ray
 def test_killed_driver_goes_on_where_it_was_on_a_running_cluster(
     tmp_path: Path, environment: dict[str, str], single: Path
 ) -> None:
@@ -187,10 +207,12 @@ def test_killed_driver_goes_on_where_it_was_on_a_running_cluster(
         first.wait_for("seed 0  epoch 2 ")
         first.process.kill()
         assert first.end()[0] == -signal.SIGKILL
+        assert [*tmp_path.glob("locks/driver-*")]
         second = Driver(tmp_path, environment, *RUNS, "--ray", address)
         second.wait_for("seed 0  goes on: ")
         assert second.end()[0] == 0
         assert second.epochs(0)[0] >= 2
+        assert not [*tmp_path.glob("locks/driver-*")]
         assert_same(tmp_path, single)
 
         greedy = Driver(tmp_path, environment, "run", "--ray", address, "--cells-per-gpu", "4")

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from reproduce.data.datasets import load
+from reproduce.data.images import digest
 from reproduce.rows.row import Epoch, Measured
 from reproduce.study.recipes import RESNET
 from reproduce.study.studies import STUDIES
@@ -119,7 +120,8 @@ def test_row_says_what_was_measured_with_what(command: RunCommand) -> None:
     assert row["configuration"] == cell.configuration
     assert row["configuration"]["recipe"]["epochs"] == len(row["history"]) == 1
     assert row["accuracy_last"] == row["accuracy_best"] == row["history"][-1]["accuracy"]
-    assert row["held_out"] == 500
+    assert (row["held_out"], row["trained_on"]) == (500, 1297)
+    assert row["data"] == digest(*load("digits"))
     assert row["storage"]["unique"] == 11
     assert row["device"] == "cpu"
     assert row["hardware"]["threads"] == DIGITS.threads
