@@ -218,7 +218,7 @@ def test_killed_driver_goes_on_where_it_was_on_a_running_cluster(
         greedy = Driver(tmp_path, environment, "run", "--ray", address, "--cells-per-gpu", "4")
         assert greedy.end() == (
             2,
-            "error: Invalid value for --ray: a cell takes 0.25 CPUs and 0.25 GPUs, but the cluster"
+            "error: Invalid value for --ray: a cell takes 0 CPUs and 0.25 GPUs, but the cluster"
             " has 2 and 0\n",
         )
     finally:
