@@ -18,6 +18,7 @@ def run(arguments: argparse.Namespace) -> int:
     own = ["-p", "spec_tests.plugin", "-p", "no:randomly", "--tb=short", "-rN"]
     own += [f"--impl={arguments.impl}"]
     own += ["-o", f"cache_dir={Path.cwd() / '.pytest_cache'}"]  # not where packages are installed
+    own += [f"--class={arguments.claim}"] if arguments.claim else []
     own += [f"--clause={arguments.clause}"] if arguments.clause else []
     own += [f"--known={arguments.known}"] if arguments.known else []
     own += [f"--clause-report={arguments.report}"] if arguments.report else []
@@ -71,6 +72,9 @@ def main() -> int:
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("run", help="judge an implementation")
     command.add_argument("--impl", metavar="MODULE", default="pemn_ref", help="module to judge")
+    command.add_argument(
+        "--class", dest="claim", metavar="CLASS", help="core, torch, file or errors"
+    )
     command.add_argument("--clause", metavar="IDS", help="these clauses only, as in F2,M*")
     command.add_argument("--known", metavar="FILE", type=Path, help="known failures, with reasons")
     command.add_argument("--report", metavar="FILE", type=Path, help="write the report as JSON")
