@@ -1,4 +1,4 @@
-"""Judge an implementation, compare reports, mutate the reference, write the README's tables."""
+"""Judge an implementation, compare reports, mutate the reference, write what is generated."""
 
 import argparse
 import json
@@ -48,12 +48,13 @@ def compare(arguments: argparse.Namespace) -> int:
 
 
 def document(_: argparse.Namespace) -> int:
-    """Measure mistakes that are new to the gallery; write the tables and the adapter shown."""
+    """Measure mistakes that are new to the gallery; write all that is generated."""
     import spec_tests.conftest  # noqa: F401  the profile: before the clauses take it
-    from spec_tests.document import README, documented, measure
+    from spec_tests.document import documented, measure
 
     measure()
-    write(README, documented(README.read_text(encoding="utf-8")).encode())
+    for path, content in documented().items():
+        write(path, content)
     return 0
 
 
@@ -85,7 +86,7 @@ def main() -> int:
     command.set_defaults(do=compare)
     command = commands.add_parser("mutate", help="change the reference, see what no clause notices")
     command.set_defaults(do=lambda _: mutate())
-    command = commands.add_parser("document", help="write what is generated in the README")
+    command = commands.add_parser("document", help="write the specification, vectors and tables")
     command.set_defaults(do=document)
     arguments = parser.parse_args()
     return int(arguments.do(arguments))

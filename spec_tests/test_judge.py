@@ -226,16 +226,6 @@ def test_compare(
     assert "c is not a clause report" in capsys.readouterr().err
 
 
-def test_readme_is_current() -> None:
-    pytest.importorskip("torchvision")  # one clause needs it
-    from spec_tests.document import README, documented, key
-    from spec_tests.gallery import GALLERY
-
-    page = README.read_text(encoding="utf-8")
-    assert documented(page) == page, "run python -m spec_tests document"
-    assert len({key(mistake) for mistake in GALLERY}) == len(GALLERY)
-
-
 def test_reasons_of_survivors_are_kept() -> None:
     shown = "# x: survived\n--- a\n+++ a\n@@ -1,2 +1,2 @@\n     same\n-    a = 1\n+    a = 2"
     change = change_of("pemn_ref.prototype.xǁStrategyǁ__post_init____mutmut_2", shown)
