@@ -1,4 +1,4 @@
-"""Judge an implementation, compare reports, mutate the reference, write the README's tables."""
+"""Judge an implementation, compare reports, mutate the reference, write what is generated."""
 
 import argparse
 import json
@@ -18,6 +18,7 @@ def run(arguments: argparse.Namespace) -> int:
     own = ["-p", "spec_tests.plugin", "-p", "no:randomly", "--tb=short", "-rN"]
     own += [f"--impl={arguments.impl}"]
     own += ["-o", f"cache_dir={Path.cwd() / '.pytest_cache'}"]  # not where packages are installed
+    own += [f"--class={arguments.claim}"] if arguments.claim else []
     own += [f"--clause={arguments.clause}"] if arguments.clause else []
     own += [f"--known={arguments.known}"] if arguments.known else []
     own += [f"--clause-report={arguments.report}"] if arguments.report else []
@@ -47,12 +48,13 @@ def compare(arguments: argparse.Namespace) -> int:
 
 
 def document(_: argparse.Namespace) -> int:
-    """Measure mistakes that are new to the gallery; write the tables and the adapter shown."""
+    """Measure mistakes that are new to the gallery; write all that is generated."""
     import spec_tests.conftest  # noqa: F401  the profile: before the clauses take it
-    from spec_tests.document import README, documented, measure
+    from spec_tests.document import documented, measure
 
     measure()
-    write(README, documented(README.read_text(encoding="utf-8")).encode())
+    for path, content in documented().items():
+        write(path, content)
     return 0
 
 
@@ -71,6 +73,9 @@ def main() -> int:
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("run", help="judge an implementation")
     command.add_argument("--impl", metavar="MODULE", default="pemn_ref", help="module to judge")
+    command.add_argument(
+        "--class", dest="claim", metavar="CLASS", help="core, torch, file or errors"
+    )
     command.add_argument("--clause", metavar="IDS", help="these clauses only, as in F2,M*")
     command.add_argument("--known", metavar="FILE", type=Path, help="known failures, with reasons")
     command.add_argument("--report", metavar="FILE", type=Path, help="write the report as JSON")
@@ -81,7 +86,7 @@ def main() -> int:
     command.set_defaults(do=compare)
     command = commands.add_parser("mutate", help="change the reference, see what no clause notices")
     command.set_defaults(do=lambda _: mutate())
-    command = commands.add_parser("document", help="write what is generated in the README")
+    command = commands.add_parser("document", help="write the specification, vectors and tables")
     command.set_defaults(do=document)
     arguments = parser.parse_args()
     return int(arguments.do(arguments))

@@ -2,8 +2,7 @@
 
 An implementation is a module, or anything with these attributes. ``shapes`` maps the name of each
 maskable weight, as ``model.named_parameters()`` gives it, to its shape, in that order. Tensors are
-keyed by the same names. Which clauses test what, and which are MUST (the algorithm) or SHOULD
-(errors, extras, transforms), stands in the table of this folder's README.
+keyed by the same names. ``SPEC.md`` says what must hold of them.
 
 A name that is missing fails the clauses that need it, and no others. The names of the compressed
 file may be in a submodule or package ``file``, which is imported when they are needed.
