@@ -1,5 +1,10 @@
 """The command line: ``python -m reproduce run`` and what can be done with its files."""
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while modules are loaded: no traceback of them
+
 import errno
 import sys
 import time
@@ -11,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from reproduce.options import (
+    MOST,
     RESULTS,
     All,
     Data,
@@ -23,6 +29,7 @@ from reproduce.options import (
     Models,
     Out,
     Rows,
+    Seed,
     Seeds,
     Strategies,
     StudyName,
@@ -31,11 +38,11 @@ from reproduce.options import (
     exit_code,
     naming,
     need_folder,
+    numbers_of,
     open_one,
     refusing_files,
 )
 from reproduce.report.console import console
-from reproduce.rows.row import append_line
 
 if TYPE_CHECKING:
     from reproduce.bench.timing import Ratio
@@ -64,9 +71,10 @@ def run(
     dataset: Datasets = None,
     only: Ids = None,
     seeds: Seeds = None,
+    seed: Seed = None,
     epochs: Annotated[
         int | None,
-        typer.Option(min=1, help="A shortened run; its rows carry their own cell id."),
+        typer.Option(min=1, max=MOST, help="A shortened run; its rows carry their own cell id."),
     ] = None,
     max_minutes: Annotated[
         float | None, typer.Option(min=0, help="Stop at a checkpoint after so long.")
@@ -89,7 +97,7 @@ def run(
         ),
     ] = None,
     cells_per_gpu: Annotated[
-        int | None, typer.Option(min=1, help="With --ray: how many share a GPU; else 1.")
+        int | None, typer.Option(min=1, max=MOST, help="With --ray: how many share a GPU; else 1.")
     ] = None,
 ) -> None:
     """Train the networks of a study with every strategy.
@@ -122,7 +130,7 @@ def run(
     else:
         here = open_one(device, wanted.threads)
         train = partial(train_here, here)
-    numbers = range(seeds or wanted.seeds)
+    numbers = numbers_of(wanted, seeds, seed)
     printer = console()
     start = time.monotonic()
     try:
@@ -141,6 +149,7 @@ def run(
         complain(f"error: {error}")
         raise typer.Exit(2) from None
     except OSError as error:
+        print(end="", flush=True)  # if it was standard output, that fails again
         short = error.errno in (errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE)
         hint = "" if short else "; --out must name a folder that can be written"
         complain(f"error: {error}{hint}")
@@ -159,6 +168,7 @@ def plan(
     dataset: Datasets = None,
     only: Ids = None,
     seeds: Seeds = None,
+    seed: Seed = None,
     device: DeviceName = None,
     data: Data = None,
     out: Out = Path("runs"),
@@ -177,7 +187,7 @@ def plan(
     opened = open_one(device, wanted.threads)
     printer = console()
     with refusing_files():
-        found = read_plan(wanted, range(seeds or wanted.seeds), out, ledger)
+        found = read_plan(wanted, numbers_of(wanted, seeds, seed), out, ledger)
     with printer.status("measuring"):
         costs = measure(found.cells, opened)
         table = make_table(found, costs)
@@ -206,7 +216,7 @@ def check(
     """Look whether the device, the data and the folder can be trusted with a study.
 
     One line a point. run does the same before it trains cells of the paper. Exit codes: 0 all is
-    well, 1 a point failed, 2 bad input or files.
+    well, 2 bad input or files, 3 a point failed.
     """
     from reproduce.preflight.check import check
     from reproduce.preflight.plan import read_plan
@@ -216,7 +226,7 @@ def check(
     with refusing_files():
         found = read_plan(wanted, range(wanted.seeds), out)
     if not check(found, opened, data, out, console().print):
-        raise typer.Exit(1)
+        raise typer.Exit(3)
 
 
 @app.command()
@@ -264,7 +274,8 @@ def evaluate(file: File, data: Data = None, device: DeviceName = None) -> None:
     opened = open_one(device)
     with refusing_files():
         name, accuracy, images = evaluate_file(file, opened, data)
-    print(f"{name}: {100 * accuracy:.1f} % of {images} held-out images, exactly {accuracy}")
+    percent = f"{100 * accuracy:.1f} %"
+    console().print(f"{name}: {percent} of {images} held-out images, exactly {accuracy}")
 
 
 @app.command()
@@ -297,7 +308,7 @@ def figures(
     need_folder(ledger)
     try:
         for path in write_page(ledger, out or ledger, complain):
-            print(path)
+            console().print(path)
     except PageError as error:
         complain(f"error: {error}")
         raise typer.Exit(2) from None
@@ -311,13 +322,13 @@ def merge(
     """Take the rows of another folder or machine. Exit code 3: not all, as is said line by line."""
     from reproduce.rows.ledger import merge
 
-    if not merge(source, ledger, print):
+    if not merge(source, ledger, console().print):
         raise typer.Exit(3)
 
 
 @bench.command()
 def steps(
-    batch: Annotated[int, typer.Option(min=1, help="Images a step.")] = 64,
+    batch: Annotated[int, typer.Option(min=1, max=MOST, help="Images a step.")] = 64,
     compiled: Annotated[bool, typer.Option("--compiled", help="Compiled steps, too.")] = False,
     device: DeviceName = None,
     out: Lines = None,
@@ -371,6 +382,7 @@ def _prepare(
 
 def _show(ratios: "Iterable[Ratio]", device: "Device", out: Path | None) -> None:
     from reproduce.bench.timing import conditions, make_table
+    from reproduce.rows.row import append_line
 
     printer = console()
     where = conditions(device.torch, device.hardware)
@@ -385,6 +397,8 @@ def _show(ratios: "Iterable[Ratio]", device: "Device", out: Path | None) -> None
 
 def main() -> int:
     """The exit code of the command line."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     return exit_code(app)
 
 

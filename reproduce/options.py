@@ -1,5 +1,7 @@
 """What the commands share: options, the cells that they choose, errors as exit codes."""
 
+import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from reproduce.data.root import MissingDataError
+from reproduce.memory import out_of_memory
+from reproduce.report.console import plain
 
 if TYPE_CHECKING:
     from reproduce.study.cells import Study
@@ -50,6 +54,13 @@ Seeds = Annotated[
     int | None,
     typer.Option(min=1, help="Train each cell with the seeds 0 to N-1; else the study's N."),
 ]
+Seed = Annotated[
+    list[int] | None,
+    typer.Option("--seed", min=0, max=2**63 - 1, help="Only with this one; may be repeated."),
+]
+MOST = 1_000_000
+"""Of whatever a command is asked for in numbers, but seeds."""
+_MOST_SEEDS = 1_000
 Rows = Annotated[Path | None, typer.Option(help="Folder for the rows; else that of --out.")]
 Out = Annotated[Path, typer.Option(help="Folder of rows, networks, checkpoints and figures.")]
 Ledger = Annotated[
@@ -91,6 +102,19 @@ def chosen(
             datasets=datasets or (),
             ids=[name.partition("-")[0] for name in ids or ()],  # a run's too, as run prints it
         )
+
+
+def numbers_of(study: "Study", seeds: int | None, named: Sequence[int] | None) -> Sequence[int]:
+    """The seeds that are named, else as many as are asked for, else as the study has."""
+    if seeds and named:
+        raise typer.BadParameter("--seeds says how many and --seed which: give one of them")
+    if seeds and seeds > _MOST_SEEDS:
+        raise typer.BadParameter(
+            f"{seeds} seeds are more than {_MOST_SEEDS}: to train with the seed {seeds}, give"
+            f" --seed {seeds}",
+            param_hint="--seeds",
+        )
+    return list(dict.fromkeys(named)) if named else range(seeds or study.seeds)
 
 
 def need_folder(ledger: Path) -> None:
@@ -136,7 +160,7 @@ def naming(option: str | None) -> Iterator[None]:
 
 def complain(message: str) -> None:
     """One line on stderr."""
-    print(" ".join(message.split()), file=sys.stderr)
+    print(plain(" ".join(message.split())), file=sys.stderr)
 
 
 def exit_code(app: typer.Typer) -> int:
@@ -147,14 +171,42 @@ def exit_code(app: typer.Typer) -> int:
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a sign is no failure
     try:
+        code = _code(app)
+        print(end="", flush=True)
+    except OSError as error:  # of standard output: _code handles all others
+        # As it ends, Python would try again to write what is left.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return 128 + signal.SIGPIPE  # as a program that the signal ends, and as quietly
+        complain(f"error: standard output cannot be written: {error}")
+        return 2
+    return code
+
+
+def _code(app: typer.Typer) -> int:
+    """As ``exit_code``, where standard output can be written.
+
+    Raises:
+        OSError: if it cannot.
+    """
+    try:
         return int(app(standalone_mode=False) or 0)
     except _UsageError as error:
         complain(f"error: {error.format_message()}")
     except (MissingDataError, OSError) as error:
+        print(end="", flush=True)  # if it was standard output, that fails again
         complain(f"error: {error}")
     except ModuleNotFoundError as error:
         extra = "ray" if error.name == "ray" else "reproduce"
         complain(f"error: {error}; pip install '.[{extra}]' in a checkout brings it")
+    except (ImportError, MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        complain("error: the memory is too small for that")
+    except SystemExit as exit:  # Typer's, of a broken pipe
+        if isinstance(exit.__context__, BrokenPipeError):
+            raise exit.__context__ from None
+        raise
     except typer.Abort:
         complain("interrupted")
         return 130

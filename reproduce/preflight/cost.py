@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from reproduce.bench.steps import augmentation
 from reproduce.bench.timing import fastest
 from reproduce.data.datasets import DATASETS
+from reproduce.memory import out_of_memory
 from reproduce.study.cells import Cell
 from reproduce.training.device import Device
 from reproduce.training.loop import make_optimizer
@@ -126,7 +127,9 @@ def measure(cells: Iterable[Cell], device: Device) -> dict[Kind, Cost | None]:
         if kind(cell) not in costs:
             try:
                 costs[kind(cell)] = _measure(learned(cell), device)
-            except torch.OutOfMemoryError:
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
                 costs[kind(cell)] = None
     return costs
 

@@ -93,13 +93,13 @@ def read_plan(study: Study, seeds: Sequence[int], out: Path, ledger: Path | None
     wanted = [(cell, seed) for seed in seeds for cell in study.cells]
     if not out.exists() and not (ledger and ledger.exists()):  # a store would make both
         return Plan(study, [Standing(cell, seed, None, None) for cell, seed in wanted], [])
-    store = RunStore(out, study.name, print, ledger)
+    store = RunStore(out, study.name, console.console().print, ledger)
     rows = store.rows()
     runs = []
     for cell, seed in wanted:
         row, kept = rows.get(cell.run_id(seed)), None
         if row is None and store.started(cell.run_id(seed)):
-            kept = epochs_kept(store.checkpoint(cell.run_id(seed), 0, Stop()))
+            kept = epochs_kept(store.checkpoint(cell, seed, 0, Stop()))
         runs.append(Standing(cell, seed, row, kept))
     stale = [row for row in rows.values() if study.outdates(row.configuration)]
     return Plan(study, runs, stale)

@@ -135,12 +135,13 @@ def train_briefly(
         train_images, test_images = images.get(cell.dataset) or load("digits")
         few = train_images[: 10 * cell.recipe.batch]
         epochs = -(-STEPS * cell.recipe.batch // len(few))
+        cell = replace(cell, recipe=cell.recipe.changed(epochs=epochs))
         row = train_run(
-            replace(cell, recipe=cell.recipe.changed(epochs=epochs)),
+            cell,
             0,
             (few, test_images[:100]),
             device,
-            Checkpoint(folder / "none.pt", float("inf"), Stop()),
+            Checkpoint(folder / "none.pt", cell, 0, float("inf"), Stop()),
             folder / "files" / f"{cell.id}.safetensors",
             lambda _: None,
         )
@@ -168,7 +169,7 @@ def stop_and_resume(device: Device, folder: Path) -> str:
     whole, parts = (RunStore(folder / name, "digits", print) for name in ("whole", "parts"))
     _run(*_command(device, whole.out))
     _run("-m", "reproduce.preflight.trials", str(device.torch), str(parts.out))
-    content = parts.checkpoint(run, 0, Stop()).read()
+    content = parts.checkpoint(_RESUMED, 0, 0, Stop()).read()
     if content is None:
         raise TrialError(f"stopped without a checkpoint: {_NO_STOP}")
     kept = [Epoch(*epoch) for epoch in content["position"]["history"]]
@@ -232,7 +233,7 @@ def train_a_part(device: Device, out: Path) -> None:
     run, images = _RESUMED.run_id(0), load("digits")
     store = RunStore(out, "digits", print)
     steps = 2.5 * len(images[0]) / _RESUMED.recipe.batch
-    checkpoint = store.checkpoint(run, float("inf"), _After(steps=int(steps)))
+    checkpoint = store.checkpoint(_RESUMED, 0, float("inf"), _After(steps=int(steps)))
     with store.claim(run), suppress(Stopped):
         train_run(_RESUMED, 0, images, device, checkpoint, store.file(run), lambda _: None)
 

@@ -40,7 +40,6 @@ def _layers(info: Info) -> Table:
     )
 
     def add(name: str, shape: torch.Size, kept: str, bits: int) -> None:
-        name = name.encode("unicode_escape").decode()  # the file's: it must not steer a terminal
         table.add_row(name, "x".join(map(str, shape)) or "1", kept, f"{bits:,}")
 
     for name, shape in info.shapes.items():

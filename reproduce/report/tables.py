@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from rich.console import Console
 
-from reproduce.report.console import duration
+from reproduce.report.console import duration, in_markdown
 from reproduce.report.console import table as new_table
 from reproduce.rows.row import Failed, Row
 from reproduce.rows.summary import Summary, images_error, interval, mean, summarise
@@ -160,4 +160,5 @@ def markdown(table: Table) -> str:
     heads = [column.replace("\n", " ") for column in table.columns]
     rules = ["---", *["---:"] * (len(heads) - 1)]
     lines = [f"| {' | '.join(line)} |" for line in (heads, rules, *table.lines)]
-    return "\n".join([f"### {table.title}", "", *lines, *(f"\n{note}." for note in table.notes)])
+    notes = [f"\n{in_markdown(note)}." for note in table.notes]
+    return "\n".join([f"### {table.title}", "", *lines, *notes])

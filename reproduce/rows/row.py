@@ -68,6 +68,17 @@ class Versions(Struct, frozen=True, forbid_unknown_fields=True):
     pemn_ref: Text
 
 
+class Program(Struct, frozen=True, forbid_unknown_fields=True):
+    """Code that trained a run."""
+
+    commit: Text | None
+    """None where it was installed."""
+    versions: Versions
+
+
+Programs = Annotated[list[Program], Meta(min_length=1)]
+
+
 class _Begun(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which run it is. What has no default is in every row; older rows lack what is ``UNSET``."""
 
@@ -114,6 +125,8 @@ class Measured(_Begun, frozen=True, kw_only=True):
     versions: Versions
     commit: Text | UnsetType | None = UNSET
     """None where the program was installed."""
+    earlier: Programs | UnsetType = UNSET
+    """Which others had trained it before it was resumed."""
 
     def __post_init__(self) -> None:
         """What is said twice is the same.
@@ -142,6 +155,7 @@ class Failed(_Begun, frozen=True, kw_only=True):
     hardware: Hardware
     versions: Versions
     commit: Text | UnsetType | None = UNSET
+    earlier: Programs | UnsetType = UNSET
 
 
 Row = Measured | Failed

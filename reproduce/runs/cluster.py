@@ -84,7 +84,7 @@ class Cluster:
                     cell, seed = waiting.popleft()
                     run, claim = cell.run_id(seed), ExitStack()
                     if claim.enter_context(store.claim(run)):
-                        checkpoint = store.checkpoint(run, every, stop).path.absolute()
+                        checkpoint = store.checkpoint(cell, seed, every, stop).path.absolute()
                         where = (self, checkpoint, Path(mark.name).absolute(), every, news)
                         ref = task.remote(cell, seed, stored[cell.dataset], *where)
                         tasks[ref] = cell, seed, claim
@@ -157,7 +157,8 @@ def train_task(
             begins = "starts from the beginning, the folder of the runs is not seen there"
         news.put((run, (what, f"{begins}: {platform.node()}, process {os.getpid()}")))
         file = Path(own) / "network"
-        row = train_run(cell, seed, images, device, Checkpoint(checkpoint, every, stop), file, tell)
+        kept = Checkpoint(checkpoint, cell, seed, every, stop)
+        row = train_run(cell, seed, images, device, kept, file, tell)
         return row, file.read_bytes() if file.exists() else b""
 
 

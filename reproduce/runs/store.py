@@ -14,6 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from reproduce.rows.row import Row, append_row, lock, read_rows
+from reproduce.study.cells import Cell
 from reproduce.training.checkpoint import Checkpoint, Stop
 from reproduce.training.files import run_file
 
@@ -84,9 +85,9 @@ class RunStore:
             for part in folder.glob(f"{run}.*.part"):
                 part.unlink()
 
-    def checkpoint(self, run: str, every: float, stop: Stop) -> Checkpoint:
+    def checkpoint(self, cell: Cell, seed: int, every: float, stop: Stop) -> Checkpoint:
         """For a run that is claimed."""
-        return Checkpoint(self._checkpoint(run), every, stop)
+        return Checkpoint(self._checkpoint(cell.run_id(seed)), cell, seed, every, stop)
 
     def started(self, run: str) -> bool:
         """Whether there is a checkpoint."""

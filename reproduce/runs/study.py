@@ -118,7 +118,7 @@ def train_here(device: Device, work: Work) -> Iterator[Result]:
                     seed,
                     images[cell.dataset],
                     device,
-                    store.checkpoint(run, every, stop),
+                    store.checkpoint(cell, seed, every, stop),
                     store.file(run),
                     lambda _: progress.advance(task),
                 )

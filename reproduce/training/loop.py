@@ -17,7 +17,7 @@ from pemn_ref.prototype import random_stream
 from reproduce.data.batches import Batch, TrainingBatches
 from reproduce.rows.row import Epoch
 from reproduce.study.recipes import Recipe
-from reproduce.training.checkpoint import Checkpoint, CheckpointError
+from reproduce.training.checkpoint import Checkpoint
 from reproduce.training.device import Device
 from reproduce.training.networks import Network
 
@@ -136,7 +136,13 @@ def epochs_kept(checkpoint: Checkpoint) -> int:
         CheckpointError, OSError: as ``train``.
     """
     content = checkpoint.read()
-    return len(content["position"]["history"]) if content else 0
+    return len(_position(checkpoint, content).history) if content else 0
+
+
+def _position(checkpoint: Checkpoint, content: dict[str, Any]) -> _Position:
+    with checkpoint.of_this_version():
+        history = [Epoch(*epoch) for epoch in content["position"]["history"]]
+        return _Position(**{**content["position"], "history": history})
 
 
 @torch.no_grad()
@@ -147,16 +153,10 @@ def _resume(
     content = checkpoint.read()
     if content is None:
         return
-    try:
+    position = _position(checkpoint, content)
+    with checkpoint.of_this_version():
         check_same("the tensors are others", content["tensors"], network.tensors)
         optimizer.load_state_dict(content["optimizer"])
-        history = [Epoch(*epoch) for epoch in content["position"]["history"]]
-        position = _Position(**{**content["position"], "history": history})
-    except (LookupError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{checkpoint.path} is not of this version of the program ({error!r}): remove it, and"
-            " the run starts anew"
-        ) from error
     for name, tensor in network.tensors.items():
         tensor.copy_(content["tensors"][name])
     position.loss = at.loss.copy_(position.loss)

@@ -1,21 +1,18 @@
 """One run: from a cell and a seed to a row and a file."""
 
-import platform
-import subprocess
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from msgspec import UNSET, UnsetType
 
-import pemn_ref as pemn
 from reproduce.data.augment import make_augmentation
 from reproduce.data.batches import Batch, TrainingBatches, evaluation_batches
 from reproduce.data.datasets import DATASETS, load
 from reproduce.data.images import Images
-from reproduce.rows.row import Epoch, Failed, Hardware, Measured, Row, Storage, Versions
+from reproduce.memory import out_of_memory
+from reproduce.rows.row import Epoch, Failed, Hardware, Measured, Row, Storage
 from reproduce.study.cells import Cell
 from reproduce.study.studies import CANARY, CANARY_BAND
 from reproduce.training.checkpoint import Checkpoint
@@ -23,6 +20,7 @@ from reproduce.training.device import Device
 from reproduce.training.files import read_network, write_network
 from reproduce.training.loop import accuracy, train
 from reproduce.training.networks import make_network
+from reproduce.training.program import PROGRAM
 
 _EVALUATION_BATCH = 500
 
@@ -68,7 +66,9 @@ def train_run(
             checkpoint=checkpoint,
             on_epoch=on_epoch,
         )
-    except torch.OutOfMemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
         return Skipped("the memory of the device is too small")
     except FloatingPointError as error:
         return Failed(
@@ -77,7 +77,7 @@ def train_run(
             seed=seed,
             configuration=cell.configuration,
             failed=str(error),
-            **_conditions(device),
+            **_conditions(device, checkpoint),
         )
     accuracies = [epoch.accuracy for epoch in history]
     seconds = sum(epoch.seconds for epoch in history)  # of training alone, interruptions aside
@@ -104,41 +104,19 @@ def train_run(
         bytes=file.stat().st_size,
         seconds=round(seconds, 3),
         images_per_second=round(len(train_images) * len(history) / seconds, 1),
-        **_conditions(device),
+        **_conditions(device, checkpoint),
     )
 
 
-def _conditions(device: Device) -> dict[str, Any]:
+def _conditions(device: Device, checkpoint: Checkpoint) -> dict[str, Any]:
     """What the numbers were measured with."""
-    versions = Versions(
-        python=platform.python_version(),
-        torch=str(torch.__version__),
-        torchvision=version("torchvision"),
-        pemn_ref=pemn.__version__,
-    )
     return {
         "device": str(device.torch),
         "hardware": Hardware(device.hardware, torch.get_num_threads()),
-        "versions": versions,
-        "commit": COMMIT,
+        "versions": PROGRAM.versions,
+        "commit": PROGRAM.commit,
+        "earlier": [each for each in checkpoint.programs if each != PROGRAM] or UNSET,
     }
-
-
-def _commit() -> str | None:
-    """Of this checkout, with ``-dirty`` if it was changed; None where installed."""
-    here = Path(__file__).parents[2]
-    if not (here / ".git").exists():
-        return None
-    command = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty"]
-    try:
-        done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
-
-
-COMMIT = _commit()
-"""Of the code as it was loaded, whatever the checkout is when a run ends."""
 
 
 def evaluate_file(path: Path, device: Device, data: Path | None) -> tuple[str, float, int]:

@@ -342,7 +342,7 @@ def test_every_point_is_a_line_and_one_that_fails_stops_no_other(
     assert not list(tmp_path.glob("check-*"))
 
 
-@pytest.mark.parametrize(("good", "code"), [(True, 0), (False, 1)])
+@pytest.mark.parametrize(("good", "code"), [(True, 0), (False, 3)])
 def test_exit_code_of_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command, good: bool, code: int
 ) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from reproduce.report.tables import make_table
 from reproduce.rows import ledger
-from reproduce.rows.row import RowError, line_of, parse_row
+from reproduce.rows.row import Program, RowError, line_of, parse_row
 from reproduce.runs.store import RunStore
 from reproduce.study.studies import STUDIES
 from reproduce.tests.conftest import Command
@@ -22,13 +22,14 @@ DIGITS = STUDIES["digits"]
 (GROUP,) = DIGITS.chosen().groups()
 MP = DIGITS.chosen(strategies=["mp"]).cells[0]
 GOOD = row_of(MP)
-MEASURED = json.loads(line_of(row_of(MP, seed=1, warning="mistrust it")))
+EARLIER = [Program(commit=None, versions=GOOD.versions)]
+MEASURED = json.loads(line_of(row_of(MP, seed=1, warning="mistrust it", earlier=EARLIER)))
 FAILED = json.loads(line_of(failed_row_of(MP, seed=1)))
 Place = tuple[str | int, ...]
 # What no other value can stand for; of the other fields only a wrong type or range can be told.
 EXACT = {"run", "cell", "seed", "configuration", "accuracy_last", "accuracy_best"}
 FRACTIONS = {"accuracy", "paper", "whole"}
-OPTIONAL = {"warning", "bytes", "device", "commit"}
+OPTIONAL = {"warning", "bytes", "device", "commit", "earlier"}
 VALUES = st.recursive(
     st.none()
     | st.booleans()
@@ -56,7 +57,7 @@ def is_wrong(place: Place, old: Any, new: Any) -> bool:
     """Whether no row has this value there."""
     if place[0] in EXACT:
         return json.dumps(old) != json.dumps(new)
-    if place == ("commit",) and new is None:
+    if place[-1] == "commit" and new is None:
         return False
     if isinstance(old, str):
         return not (isinstance(new, str) and new.isprintable() and new)

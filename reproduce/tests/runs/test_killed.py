@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from reproduce.__main__ import main
+from reproduce.data.images import Images
 from reproduce.report.console import console
 from reproduce.runs.store import RunStore
 from reproduce.runs.study import run_study, train_here
@@ -174,7 +175,9 @@ def test_run_that_is_killed_at_random_ends_as_one_that_is_not(tmp_path: Path, st
     assert finished(start(train, whole, tiny))
 
     random = Random(0)
-    checkpoint = Checkpoint(out / "checkpoints" / f"{tiny.cells[0].run_id(0)}.pt", 0, Stop())
+    (cell,) = tiny.cells
+    path = out / "checkpoints" / f"{cell.run_id(0)}.pt"
+    checkpoint = Checkpoint(path, cell, 0, 0, Stop())
     parts: set[Path] = set()
     position = (0, 0)
     for number in range(KILLS):
@@ -255,10 +258,15 @@ def test_lock_dies_with_its_process(tmp_path: Path, start: Start) -> None:
         assert ours
 
 
+def run_of_hours() -> tuple[Cell, tuple[Images, Images]]:
+    """A cell and its images."""
+    cell, images = augmented()
+    return replace(cell, recipe=cell.recipe.changed(epochs=100_000)), images
+
+
 def command(out: Path, mark: Path, seconds: float = 0, arguments: tuple[str, ...] = ()) -> None:
     """``python -m reproduce run`` on a run of hours; each step leaves ``mark`` and takes longer."""
-    cell, images = augmented()
-    cell = replace(cell, recipe=cell.recipe.changed(epochs=100_000))
+    cell, images = run_of_hours()
 
     def marking(logits: Tensor, labels: Tensor) -> Tensor:
         mark.touch()
@@ -278,7 +286,7 @@ def command(out: Path, mark: Path, seconds: float = 0, arguments: tuple[str, ...
 def steps_of(out: Path) -> int:
     """Where the only checkpoint stands."""
     (path,) = out.glob("checkpoints/*")
-    content = Checkpoint(path, 0, Stop()).read()
+    content = Checkpoint(path, run_of_hours()[0], 0, 0, Stop()).read()
     assert content is not None
     return 3 * len(content["position"]["history"]) + int(content["position"]["step"])
 

@@ -22,7 +22,8 @@ from reproduce.study.studies import STUDIES
 from reproduce.tests.conftest import Command
 from reproduce.training.checkpoint import Checkpoint, Stop
 from reproduce.training.device import open_device
-from reproduce.training.run import COMMIT, train_run
+from reproduce.training.program import PROGRAM
+from reproduce.training.run import train_run
 
 SMALL = ("--epochs", "1", "--seeds", "2", "--strategy", "rp_1e-2", "--strategy", "control")
 DIGITS = STUDIES["digits"].chosen()
@@ -137,7 +138,7 @@ def test_row_has_the_commit_that_was_loaded_not_the_one_at_its_end(
 
     monkeypatch.setattr(subprocess, "run", another)
     command(*SMALL)
-    assert {row["commit"] for row in command.rows()} == {COMMIT} != {"another commit"}
+    assert {row["commit"] for row in command.rows()} == {PROGRAM.commit} != {"another commit"}
 
 
 def test_headline_is_the_last_epoch_and_the_best_stands_beside_it(
@@ -146,8 +147,8 @@ def test_headline_is_the_last_epoch_and_the_best_stands_beside_it(
     history = [Epoch(2.0, 0.5, seconds=1), Epoch(1.5, 0.75, 1), Epoch(1.0, 0.625, 2)]
     monkeypatch.setattr("reproduce.training.run.train", lambda *_, **__: history)
     file = tmp_path / "files" / "one.safetensors"
-    checkpoint = Checkpoint(tmp_path / "none.pt", 60, Stop())
     cell = replace(STUDY.cells[0], recipe=STUDY.cells[0].recipe.changed(epochs=3))
+    checkpoint = Checkpoint(tmp_path / "none.pt", cell, 0, 60, Stop())
     row = train_run(
         cell,
         0,
@@ -175,6 +176,13 @@ def test_run_that_fails_is_in_the_table_and_in_no_figure(
     (line,) = (line for line in output.splitlines() if line.startswith(" rp_1e-2"))
     assert line.split() == ["rp_1e-2", "0/1", "failed"]
     assert not list(command.out.glob("*.png"))
+
+
+def test_seeds_may_be_named(command: RunCommand) -> None:
+    named = ("--seed", "20261126", "--seed", "0", "--seed", "20261126", "--seed", str(2**63 - 1))
+    code, _, errors = command("--epochs", "1", "--strategy", "control", *named)
+    assert (code, errors) == (0, "")
+    assert [row["seed"] for row in command.rows()] == [20261126, 0, 2**63 - 1]
 
 
 def test_same_command_gives_the_same_rows_times_aside(command: RunCommand) -> None:
@@ -227,6 +235,12 @@ def test_other_families_train_beside_the_first(command: RunCommand, family: str)
         (["--device", "cuda:99"], "cuda:99"),
         (["--seeds", "0"], "--seeds"),
         (["--seeds", "many"], "--seeds"),
+        (["--seeds", "20261126"], "more than 1000: to train with the seed 20261126, give --seed"),
+        (["--seeds", "9" * 4000], "more than 1000"),
+        (["--seeds", "2", "--seed", "1"], "give one of them"),
+        (["--seed", "-1"], "--seed"),
+        (["--seed", str(2**63)], "--seed"),
+        (["--epochs", "1" * 400], "--epochs"),
         (["--epochs", "0"], "--epochs"),
         (["--frobnicate"], "--frobnicate"),
         (["extra"], "extra"),
@@ -320,7 +334,7 @@ def test_time_limit_stops_at_a_checkpoint_and_a_copy_goes_on_too(command: RunCom
         command.out = out
         assert command(*SMALL, "--max-minutes", "0")[0] == 4
         (path,) = out.glob("checkpoints/*")
-        content = Checkpoint(path, 60, Stop()).read()
+        content = Checkpoint(path, STUDY.cells[0], 0, 60, Stop()).read()
         assert content is not None
         assert content["position"]["step"] == (1 if out.name == "anew" else 2)
         assert command(*SMALL)[0] == 0

@@ -28,7 +28,8 @@ from reproduce.training.checkpoint import Stop, Stopped
 
 ONE, TWO = STUDIES["digits"].shortened(1).cells[:2]
 SEEDS = (*range(4), 10)  # the id of one run begins as that of another
-ROWS = {cell.run_id(seed): invented(cell, seed) for cell in (ONE, TWO) for seed in SEEDS}
+RUNS = {cell.run_id(seed): (cell, seed) for cell in (ONE, TWO) for seed in SEEDS}
+ROWS = {run: invented(*of_run) for run, of_run in RUNS.items()}
 A, B = ONE.run_id(1), TWO.run_id(1)
 PROCESSES = range(3)
 
@@ -106,7 +107,7 @@ class Folder(RuleBasedStateMachine):
             return
         self.held[process] = run, claim
         assert self.parts() == others
-        content = self.stores[process].checkpoint(run, 0, Stop()).read()
+        content = self.stores[process].checkpoint(*RUNS[run], 0, Stop()).read()
         assert content == ({"step": self.kept[run]} if run in self.kept else None)
         assert self.stores[process].started(run) == (run in self.kept)
 
@@ -119,7 +120,8 @@ class Folder(RuleBasedStateMachine):
         self.steps += 1
         content = {"step": self.steps}
         for process, (run, _) in [*self.held.items()]:
-            checkpoint = self.stores[process].checkpoint(run, 0, Stop(code=143 if stop else None))
+            asked = Stop(code=143 if stop else None)
+            checkpoint = self.stores[process].checkpoint(*RUNS[run], 0, asked)
             try:
                 checkpoint.after_step(lambda: content)
             except Stopped:
@@ -188,7 +190,8 @@ class Folder(RuleBasedStateMachine):
     def checkpoint_is_there_until_the_row_is(self) -> None:
         for run, step in self.kept.items():
             if run not in self.rows:
-                assert self.stores[0].checkpoint(run, 0, Stop()).read() == {"step": step}
+                checkpoint = self.stores[0].checkpoint(*RUNS[run], 0, Stop())
+                assert checkpoint.read() == {"step": step}
 
 
 Folder.TestCase.settings = settings(
@@ -219,7 +222,7 @@ def test_what_is_said_of_a_line_is_said_once(tmp_path: Path) -> None:
 
 def test_checkpoint_that_was_left_beside_a_row_is_dropped_by_its_run_alone(tmp_path: Path) -> None:
     store = RunStore(tmp_path, "study", lambda _: None)
-    store.checkpoint(A, 0, Stop()).after_step(lambda: {"step": 1})
+    store.checkpoint(*RUNS[A], 0, Stop()).after_step(lambda: {"step": 1})
     kill_as_it_finishes(store, ROWS[A], cut=0)
     assert store.started(A)
     assert store.rows() == {A: ROWS[A]}
@@ -242,7 +245,7 @@ def test_folders_that_share_a_ledger_add_each_row_once(tmp_path: Path) -> None:
 def test_row_that_cannot_be_written_leaves_the_checkpoint(tmp_path: Path) -> None:
     store = RunStore(tmp_path, "study", lambda _: None)
     store.finish(ROWS[A])
-    store.checkpoint(B, 0, Stop()).after_step(lambda: {"step": 1})
+    store.checkpoint(*RUNS[B], 0, Stop()).after_step(lambda: {"step": 1})
     for room in (0, 20):
         with full_disk(store.path.stat().st_size + room), pytest.raises(OSError, match="large"):
             store.finish(ROWS[B])

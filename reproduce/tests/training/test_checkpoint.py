@@ -1,5 +1,7 @@
 """A run that is stopped and goes on ends as one that was not; a checkpoint is whole or refused."""
 
+import hashlib
+import io
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -8,14 +10,17 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from msgspec import structs
 
 from reproduce.data.datasets import load
 from reproduce.data.images import Images
+from reproduce.rows.row import Program
 from reproduce.study.cells import Cell
 from reproduce.tests.runs.test_run import full_disk, times_aside
 from reproduce.tests.training.test_loop import CELLS
 from reproduce.training.checkpoint import Checkpoint, CheckpointError, Stop, Stopped
 from reproduce.training.device import open_device
+from reproduce.training.program import PROGRAM
 from reproduce.training.run import Skipped, train_run
 
 DEVICE = open_device("cpu")
@@ -68,16 +73,16 @@ class StopAfter(Stop):
 class Run:
     """One run in a folder of its own: its network and its checkpoint."""
 
-    def __init__(self, out: Path, cell: Cell, images: Images2) -> None:
-        self.cell, self.images = cell, images
+    def __init__(self, out: Path, cell: Cell, images: Images2, seed: int = 0) -> None:
+        self.cell, self.images, self.seed = cell, images, seed
         self.file, self.checkpoint = out / "files" / "one.safetensors", out / "one.pt"
         out.mkdir()
 
     def go_on(self, stop: Stop | None = None, every: float = 60) -> dict[str, Any]:
         """From the checkpoint, if there is one, to the end or to the stop: the row, times aside."""
-        checkpoint = Checkpoint(self.checkpoint, every, stop or Stop())
+        checkpoint = Checkpoint(self.checkpoint, self.cell, self.seed, every, stop or Stop())
         images, file = self.images, self.file
-        row = train_run(self.cell, 0, images, DEVICE, checkpoint, file, lambda _: None)
+        row = train_run(self.cell, self.seed, images, DEVICE, checkpoint, file, lambda _: None)
         assert not isinstance(row, Skipped)
         return times_aside([msgspec.to_builtins(row)])[0]
 
@@ -89,7 +94,7 @@ class Run:
     @property
     def steps(self) -> int:
         """Where the checkpoint stands."""
-        content = Checkpoint(self.checkpoint, 60, Stop()).read()
+        content = Checkpoint(self.checkpoint, self.cell, self.seed, 60, Stop()).read()
         assert content is not None
         return STEPS * len(content["position"]["history"]) + int(content["position"]["step"])
 
@@ -191,8 +196,66 @@ def test_checkpoint_with_a_flipped_bit_is_refused(half: Run) -> None:
         refused(half, "is damaged")
 
 
+def write_whole(path: Path, content: object) -> None:
+    """As a file that is not damaged."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    saved = buffer.getvalue()
+    path.write_bytes(hashlib.sha256(saved).digest() + saved)
+
+
+@pytest.mark.parametrize("which", ["seed", "strategy"])
+def test_checkpoint_of_another_run_is_refused_before_any_training(
+    half: Run, tmp_path: Path, which: str
+) -> None:
+    cell, seed = (CELL, 1) if which == "seed" else (BY_NAME["resnet-dense"], 0)
+    other = Run(tmp_path / "other", cell, half.images, seed)
+    half.checkpoint.rename(other.checkpoint)
+    refused(other, f"is of the run {half.cell.run_id(0)!r}, not of {cell.run_id(seed)}")
+
+
+def test_checkpoint_of_another_configuration_is_refused(half: Run) -> None:
+    """Whatever it says its run is."""
+    digest = hashlib.sha256().digest_size
+    whole = torch.load(io.BytesIO(half.checkpoint.read_bytes()[digest:]), weights_only=True)
+    whole["configuration"]["ratio"] = 0.5
+    write_whole(half.checkpoint, whole)
+    refused(half, "is of the run")
+
+
+def test_row_names_all_code_that_trained_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path / "run", CELL, digits())
+    others = [
+        Program(commit="0" * 40, versions=structs.replace(PROGRAM.versions, torch="0.1")),
+        Program(commit=None, versions=PROGRAM.versions),
+    ]
+    for other in (others[0], others[1], others[0]):  # the first twice
+        monkeypatch.setattr("reproduce.training.checkpoint.PROGRAM", other)
+        run.stopped(StopAfter(1))
+    monkeypatch.undo()
+    run.stopped(StopAfter(1))
+    row = run.go_on()
+    assert row["earlier"] == msgspec.to_builtins(others[::-1])
+    assert (row["commit"], row["versions"]) == (
+        PROGRAM.commit,
+        msgspec.to_builtins(PROGRAM.versions),
+    )
+
+
+def test_row_of_a_run_that_the_same_code_resumed_is_as_of_one_in_one_piece(half: Run) -> None:
+    assert "earlier" not in half.go_on()
+
+
+def test_checkpoint_of_an_earlier_format_is_refused(half: Run) -> None:
+    """Without the name of its run, as they were written before."""
+    write_whole(half.checkpoint, Checkpoint(half.checkpoint, half.cell, 0, 0, Stop()).read())
+    refused(half, "is not of this version of the program")
+
+
 def test_checkpoint_of_another_version_is_refused(half: Run) -> None:
-    checkpoint = Checkpoint(half.checkpoint, 0, Stop())
+    checkpoint = Checkpoint(half.checkpoint, half.cell, 0, 0, Stop())
     content = checkpoint.read()
     assert content is not None
     tensors, position = content["tensors"], content["position"]

@@ -1,0 +1,13 @@
+"""When memory has run out, whoever says so."""
+
+import re
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether that is what is wrong: Python, torch and the system's loader each say it differently.
+
+    >>> out_of_memory(MemoryError()), out_of_memory(RuntimeError("shape '[2]' is invalid"))
+    (True, False)
+    """
+    said = r"out of memory|allocate memory|bad_alloc|map segment|start new thread"
+    return isinstance(error, MemoryError) or re.search(said, str(error)) is not None
