@@ -1,7 +1,9 @@
 """M: which weights are kept."""
 
 import math
+import re
 
+import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -170,3 +172,22 @@ def test_mask_follows_the_scores(seed: int, density: float) -> None:
     with torch.no_grad():
         scores.copy_(scores.flip(0))
     assert_oracle_mask(scores, density)
+
+
+@clause("M10", "SHOULD")
+@given(shapes=shape_sets, drawn=st.lists(fractions, min_size=6, max_size=6), seed=seeds)
+def test_density_of_each_layer(shapes: Shapes, drawn: list[float], seed: int) -> None:
+    """A density for each layer, by name and in any order, is that of its mask; one that lacks a
+    layer or names another is refused, and the layer named.
+    """
+    density = dict(zip(reversed(shapes), drawn, strict=False))
+    weights = {name: torch.ones(shape) for name, shape in shapes.items()}
+    scores = {name: random_scores(shape, seed) for name, shape in shapes.items()}
+    masked = pemn.apply_mask(weights, scores, density=density)
+    assert list(masked) == list(weights)
+    for name, mask in masked.items():
+        assert torch.equal(mask, pemn.score_mask(scores[name], density=density[name]))
+    for wrong in ({n: density[n] for n in [*density][1:]}, {**density, "other.weight": 0.5}):
+        named = next(iter(density)) if "other.weight" not in wrong else "other.weight"
+        with pytest.raises(ValueError, match=re.escape(named)):
+            pemn.apply_mask(weights, scores, density=wrong)

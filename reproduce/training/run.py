@@ -100,7 +100,7 @@ def train_run(
         accuracy_best=max(accuracies),
         held_out=len(test_images),
         history=history,
-        storage=Storage(*network.storage),
+        storage=Storage(**network.storage._asdict()),
         bytes=file.stat().st_size,
         seconds=round(seconds, 3),
         images_per_second=round(len(train_images) * len(history) / seconds, 1),
