@@ -324,7 +324,7 @@ def test_memory_that_does_not_suffice_is_said(kind: type[Device], named: str) ->
 
 
 def test_memory_must_suffice_for_all_that_train_together() -> None:
-    with pytest.raises(TrialError, match=r"needs 0.12 GB, each of 2, 0.12 GB are free: choose"):
+    with pytest.raises(TrialError, match=r"needs 0.28 GB, each of 2, 0.28 GB are free: choose"):
         points._try_largest([TINY], like(Counting), 2)
 
 
