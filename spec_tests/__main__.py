@@ -25,6 +25,24 @@ def run(arguments: argparse.Namespace) -> int:
     return int(pytest.main([*own, *arguments.pytest, str(Path(__file__).parent)]))
 
 
+def start(arguments: argparse.Namespace) -> int:
+    """Write a skeleton, but not over a file."""
+    from spec_tests.learning import skeleton
+
+    path = arguments.file
+    if path.suffix != ".py" or not path.stem.isidentifier():
+        print(f"error: {path} is no file of a module, as my_pemn.py is", file=sys.stderr)
+        return 2
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(skeleton(path.stem))
+    except OSError as error:
+        print(f"error: {path} is not written: {error.strerror}", file=sys.stderr)
+        return 2
+    print(f"{path} is written. Next: python -m spec_tests run --impl {path.stem}")
+    return 0
+
+
 def compare(arguments: argparse.Namespace) -> int:
     """Print a Markdown table, a clause a row, a report a column."""
     # Not above: pytest wants to load Hypothesis, and the clauses, itself.
@@ -81,6 +99,9 @@ def main() -> int:
     command.add_argument("--report", metavar="FILE", type=Path, help="write the report as JSON")
     command.add_argument("pytest", nargs="*", help="options for pytest, after --")
     command.set_defaults(do=run)
+    command = commands.add_parser("start", help="write the skeleton of an implementation")
+    command.add_argument("file", metavar="FILE", type=Path, help="a new file, as my_pemn.py")
+    command.set_defaults(do=start)
     command = commands.add_parser("compare", help="put reports side by side, as Markdown")
     command.add_argument("reports", nargs="+", metavar="REPORT", type=Path)
     command.set_defaults(do=compare)

@@ -21,6 +21,7 @@ from hypothesis import settings
 
 from pemn_ref.atomic import write
 from spec_tests.clauses import CLASSES, EXAMPLES, SPECIFICATION, NotEnded, all_clauses
+from spec_tests.learning import step_of, summary
 from spec_tests.subject import MissingName, name_of, subject
 
 Rows = dict[str, dict[str, Any]]
@@ -63,10 +64,17 @@ def pytest_configure(config: pytest.Config) -> None:
     module = config.getoption("impl")
     if module is not None:
         subject.implementation, config.stash[NOISE] = _imported(module)
+        if _learning():
+            config.option.maxfail = config.option.maxfail or 1
     for pattern in _patterns(config):
         if not any(fnmatchcase(identifier, pattern) for identifier in all_clauses()):
             raise pytest.UsageError(f"--clause: there is no clause {pattern}")
     config.stash[KNOWN] = _known_failures(config.getoption("known"))
+
+
+def _learning() -> bool:
+    """Whether it is judged as one that is being written: up to the first clause that fails."""
+    return getattr(subject.implementation, "learning", False) is True
 
 
 def _imported(module: str) -> tuple[Any, str]:
@@ -139,9 +147,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             for identifier, c in all_clauses().items()
             if any(fnmatchcase(identifier, p) for p in patterns or ["*"])
             and claimed in (None, c.claim)
+            and (step_of(identifier) is not None or not _learning())
         }
         config.hook.pytest_deselected(items=[i for i in items if _clause_of(i) not in asked])
         items[:] = [item for item in items if _clause_of(item) in asked]
+    if _learning():
+        order = sorted(all_clauses(), key=lambda identifier: step_of(identifier) or 0)
+        items.sort(key=lambda item: order.index(_clause_of(item) or ""))
     profile = settings.default
     assert profile is not None
     seconds = SECONDS * max(1, profile.max_examples // 50)
@@ -277,6 +289,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.write_line(
             f"error: {identifier} is listed as a known failure and passed: remove it from the list"
         )
+    if _learning():
+        for line in summary({r["clause"]: r["status"] for r in ran}):
+            terminalreporter.write_line(line)
     statuses = ("passed", "failed", "known", "skipped")
     counts = [f"{sum(row['status'] == s for row in ran)} {s}" for s in statuses]
     terminalreporter.write_line(f"clauses: {', '.join(counts)}")
