@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MultipleLocator, StrMethodFormatter
 
-from pemn_ref.atomic import write
 from reproduce.rows.row import Row
+from reproduce.rows.shared import write
 from reproduce.rows.summary import Summary, interval, measured, summarise
 from reproduce.study.cells import PRUNED, Cell, Group
 from reproduce.study.studies import REPORTED, Reported

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from pemn_ref.atomic import write
 from reproduce.report.figures import PAPER_FIGURES, draw_figures, title
 from reproduce.report.tables import legend, make_table, markdown
 from reproduce.rows.ledger import read
 from reproduce.rows.row import Row
+from reproduce.rows.shared import write
 from reproduce.rows.summary import measured
 from reproduce.study.cells import Group
 from reproduce.study.studies import REPORTED, STUDIES

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from reproduce.rows.row import Line, Row, append_row, lock, read_lines, read_rows
+from reproduce.rows.row import Line, Row, append_row, read_lines, read_rows
+from reproduce.rows.shared import lock
 from reproduce.study.studies import STUDIES
 
 

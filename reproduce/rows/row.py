@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
-from filelock import FileLock
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from reproduce.study.cells import Cell
@@ -173,13 +172,6 @@ class Line(NamedTuple):
     row: Row | None
     problem: str
     """Why it has no row; "" where it has one."""
-
-
-def lock(path: Path) -> FileLock:
-    """To be held while a file of rows is read or written that other processes write to."""
-    folder = path.parent / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder / f"{path.stem}.lock")
 
 
 def line_of(row: Row) -> bytes:

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from tempfile import NamedTemporaryFile, TemporaryDirectory
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray
@@ -75,7 +75,7 @@ class Cluster:
         waiting, asked = deque(runs), False
         tasks: dict[Any, tuple[Cell, int, ExitStack]] = {}
         with (
-            NamedTemporaryFile(dir=store.out / "locks", prefix="driver-") as mark,
+            store.mark() as mark,
             _Progress(console) as progress,
         ):
             while tasks or (waiting and not asked):
@@ -85,7 +85,7 @@ class Cluster:
                     run, claim = cell.run_id(seed), ExitStack()
                     if claim.enter_context(store.claim(run)):
                         checkpoint = store.checkpoint(cell, seed, every, stop).path.absolute()
-                        where = (self, checkpoint, Path(mark.name).absolute(), every, news)
+                        where = (self, checkpoint, mark.absolute(), every, news)
                         ref = task.remote(cell, seed, stored[cell.dataset], *where)
                         tasks[ref] = cell, seed, claim
                     else:

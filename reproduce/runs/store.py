@@ -4,16 +4,19 @@ OUT/STUDY.jsonl            rows, or in the folder of a ledger
 OUT/files/RUN.safetensors  networks
 OUT/checkpoints/RUN.pt     where a run goes on that has no row yet
 OUT/locks/RUN.lock         held while a process trains the run, and no longer than it lives
+OUT/locks/driver-*.lock    held while a process has tasks of a cluster
 locks/STUDY.lock           beside the rows, held while they are read or written
 """
 
+import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from reproduce.rows.row import Row, append_row, lock, read_rows
+from reproduce.rows.row import Row, append_row, read_rows
+from reproduce.rows.shared import lock, sweep
 from reproduce.study.cells import Cell
 from reproduce.training.checkpoint import Checkpoint, Stop
 from reproduce.training.files import run_file
@@ -80,10 +83,22 @@ class RunStore:
             yield False
 
     def _sweep(self, run: str) -> None:
-        """Remove what a process left that was killed as it wrote."""
-        for folder in (self._checkpoint(run).parent, self.file(run).parent):
-            for part in folder.glob(f"{run}.*.part"):
-                part.unlink()
+        """Remove what processes left that were killed: half files of the run, and marks."""
+        sweep(self._checkpoint(run))
+        sweep(self.file(run))
+        for mark in (self.out / "locks").glob("driver-*.lock"):
+            with suppress(Timeout), FileLock(mark, timeout=0):
+                mark.unlink()
+
+    @contextmanager
+    def mark(self) -> Iterator[Path]:
+        """A file by which others see whether they see the folder, while this process lives."""
+        path = self.out / "locks" / f"driver-{secrets.token_hex(4)}.lock"
+        with FileLock(path):
+            try:
+                yield path
+            finally:
+                path.unlink()
 
     def checkpoint(self, cell: Cell, seed: int, every: float, stop: Stop) -> Checkpoint:
         """For a run that is claimed."""

@@ -190,3 +190,15 @@ def test_nothing_is_cut_off(group: Group, tmp_path: Path) -> None:
     assert pixels.min() == 0
     for edge in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]):
         assert (edge == 255).all()
+
+
+def test_half_pictures_of_killed_processes_are_swept_and_nothing_else(
+    tmp_path: Path,
+) -> None:
+    (group,) = DIGITS.groups()
+    left = [tmp_path / f"{group.stem}.{kind}.0123abcd.part" for kind in ("png", "svg")]
+    others = [tmp_path / name for name in ("film.part", f"{group.stem}.png.part", "x.part")]
+    for part in (*left, *others):
+        part.write_bytes(b"half")
+    draw_figures([group], rows_of(group.cells, [0.5]), tmp_path)
+    assert [part.exists() for part in (*left, *others)] == [False] * 2 + [True] * 3

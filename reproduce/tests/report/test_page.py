@@ -46,7 +46,7 @@ def test_page_and_its_pictures_are_made_from_the_ledger(tmp_path: Path, command:
     page = (out / NAME).read_text(encoding="utf-8")
     pictures = set(re.findall(r"\(([\w.-]+\.(?:png|svg))\)", page))
     assert {str(out / name) for name in [*pictures, NAME]} == set(output.splitlines())
-    assert {path.name for path in out.iterdir()} == {*pictures, NAME}
+    assert {path.name for path in out.iterdir()} == {*pictures, NAME, "locks"}
     assert "1 of 174 cells are measured" in page
     assert "| rp_1e-3 | 88.51 | 1 | 87.00 | - | 88.00 | -0.51 |" in page
     paper, smaller = page.split("## Smaller studies")

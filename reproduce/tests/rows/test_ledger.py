@@ -10,7 +10,8 @@ from filelock import Timeout
 
 from reproduce.rows import ledger
 from reproduce.rows.ledger import merge, read
-from reproduce.rows.row import Row, append_row, line_of, lock, parse_row
+from reproduce.rows.row import Row, append_row, line_of, parse_row
+from reproduce.rows.shared import lock
 from reproduce.runs.store import RunStore
 from reproduce.study.studies import STUDIES
 from reproduce.tests.invented import failed_row_of, row_of, write_rows

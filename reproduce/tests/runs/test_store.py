@@ -210,6 +210,17 @@ def test_torn_row_of_another_process_takes_no_row_with_it(tmp_path: Path) -> Non
     assert one.rows() == {B: ROWS[B]}
 
 
+def test_mark_of_a_process_that_died_is_swept_by_the_next_and_no_other(tmp_path: Path) -> None:
+    store = RunStore(tmp_path, "study", lambda _: None)
+    dead = tmp_path / "locks" / "driver-01234567.lock"
+    dead.touch()
+    with store.mark() as mark:
+        for run in (A, B):
+            with RunStore(tmp_path, "study", print).claim(run):
+                assert (mark.exists(), dead.exists()) == (True, False)
+    assert not mark.exists()
+
+
 def test_what_is_said_of_a_line_is_said_once(tmp_path: Path) -> None:
     said: list[str] = []
     store = RunStore(tmp_path, "study", said.append)
