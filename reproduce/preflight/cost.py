@@ -6,10 +6,10 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, UntypedStorage
-from torch.autograd.graph import saved_tensors_hooks
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from reproduce.bench.launches import Kept, storages
 from reproduce.bench.steps import augmentation
 from reproduce.bench.timing import fastest
 from reproduce.data.datasets import DATASETS
@@ -63,23 +63,18 @@ def size(cell: Cell) -> Size:
     images = torch.empty(shape, device=meta)
     labels = torch.empty(len(images), dtype=torch.long, device=meta)
     plain = network.model.state_dict(keep_vars=True)
-    state = _storages([*plain.values(), *network.tensors.values()])
-    kept: dict[int, UntypedStorage] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        kept.update(_storages([tensor]))
-        return tensor
-
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
+    own = [*plain.values(), *network.tensors.values()]
+    kept = Kept()
+    with kept:
         cross_entropy(network.logits(images), labels)
-    activations = [storage.nbytes() for key, storage in kept.items() if key not in state]
-    optimizer = make_optimizer(cell.recipe, network.trained)
+    activations = kept.beside(own)
+    optimizer = make_optimizer(cell.recipe, network.trained, fused=False)
     for tensor in network.trained:
         tensor.grad = torch.empty_like(tensor)
     optimizer.step()
     moments = [value for of_one in optimizer.state.values() for value in of_one.values()]
     return Size(
-        state=sum(storage.nbytes() for storage in state.values()),
+        state=sum(storage.nbytes() for storage in storages(own).values()),
         gradients=sum(tensor.nbytes for tensor in network.trained),
         optimizer=sum(value.nbytes for value in moments if isinstance(value, Tensor)),
         activations=sum(activations) + 2 * max(activations),
@@ -87,11 +82,6 @@ def size(cell: Cell) -> Size:
         + dataset.train * images[0].numel() * (1 if dataset.mean else 4),
         file=network.storage.dense_bits // 8,
     )
-
-
-def _storages(tensors: Iterable[Tensor]) -> dict[int, UntypedStorage]:
-    """What the tensors lie in, each once."""
-    return {id(storage): storage for storage in (tensor.untyped_storage() for tensor in tensors)}
 
 
 class Cost(NamedTuple):
