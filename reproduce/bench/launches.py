@@ -167,7 +167,7 @@ def _autocast(kind: str) -> Iterator[None]:
         torch.clear_autocast_cache()
 
 
-class _FlashAttention(TorchFunctionMode):
+class FlashAttention(TorchFunctionMode):
     """Attention by the kernel of a GPU, which PyTorch takes only where it finds one."""
 
     def __torch_function__(
@@ -199,7 +199,7 @@ def count_forward(cell: Cell) -> tuple[Launches, int, list[int]]:
     Raises:
         LeftDeviceError, RuntimeError: as ``count``.
     """
-    with FakeTensorMode(), _FlashAttention():
+    with FakeTensorMode(), FlashAttention():
         step = fake_step(cell, GPU)
         kept, arithmetic, launches = Kept(), FlopCounterMode(display=False), Launches(GPU.torch)
         with kept, arithmetic, launches:
@@ -210,7 +210,7 @@ def count_forward(cell: Cell) -> tuple[Launches, int, list[int]]:
 def _count_backward(cell: Cell) -> tuple[Launches, Launches, int]:
     """Forward and backward pass in float32, and FLOPs of the latter."""
     alone = torch.autograd.set_multithreading_enabled(False)
-    with FakeTensorMode(), _FlashAttention(), alone:
+    with FakeTensorMode(), FlashAttention(), alone:
         step = fake_step(cell, _OTHER)
         forward, backward = Launches(_OTHER.torch), Launches(_OTHER.torch)
         with forward:

@@ -1,6 +1,6 @@
 """What it costs to train a cell: memory is counted, time measured on the device at hand."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cache
 from typing import NamedTuple
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from reproduce.bench.launches import Kept, storages
+from reproduce.bench.launches import Kept, count_forward, storages
 from reproduce.bench.steps import augmentation
 from reproduce.bench.timing import fastest
 from reproduce.data.datasets import DATASETS
@@ -22,7 +22,7 @@ from reproduce.training.step import training_step
 ASSUMPTIONS = (
     "Estimated from the fastest of three steps that learn a mask, which no other cell exceeds, as"
     " if nothing else ran, and from the augmentation of noise; a held-out image takes a third of a"
-    " step. Memory: of float32 tensors; bfloat16 needs less, a process on a CPU up to half more."
+    " step. Memory: of tensors; a process on a CPU takes up to half more."
 )
 
 
@@ -52,10 +52,11 @@ class Size(NamedTuple):
 
 
 @cache
-def size(cell: Cell) -> Size:
-    """Counted over float32 tensors that have shapes and no values: nothing is computed.
+def size(cell: Cell, *, bfloat16: bool) -> Size:
+    """Counted over tensors that have shapes and no values: nothing is computed.
 
-    The weights of the attention are among them, which the fused kernels of a GPU do not keep.
+    ``bfloat16`` is that of the device, and stands for a GPU: activations are those of mixed
+    precision there. Without it all is float32, and the weights of the attention are kept.
     """
     dataset, meta = DATASETS[cell.dataset], torch.device("meta")
     network = make_network(cell, 0, meta)
@@ -64,10 +65,13 @@ def size(cell: Cell) -> Size:
     labels = torch.empty(len(images), dtype=torch.long, device=meta)
     plain = network.model.state_dict(keep_vars=True)
     own = [*plain.values(), *network.tensors.values()]
-    kept = Kept()
-    with kept:
-        cross_entropy(network.logits(images), labels)
-    activations = kept.beside(own)
+    if bfloat16:
+        _, _, activations = count_forward(cell)
+    else:
+        kept = Kept()
+        with kept:
+            cross_entropy(network.logits(images), labels)
+        activations = kept.beside(own)
     optimizer = make_optimizer(cell.recipe, network.trained, fused=False)
     for tensor in network.trained:
         tensor.grad = torch.empty_like(tensor)
@@ -109,11 +113,17 @@ def kind(cell: Cell) -> Kind:
     return cell.model, DATASETS[cell.dataset].size
 
 
-def measure(cells: Iterable[Cell], device: Device) -> dict[Kind, Cost | None]:
-    """The cost of each kind of cell; None where the memory of the device is too small."""
+def measure(
+    cells: Iterable[Cell], device: Device, say: Callable[[str], object]
+) -> dict[Kind, Cost | None]:
+    """The cost of each kind of cell; None where the memory of the device is too small.
+
+    Each is said before it is measured: on a CPU that takes a while.
+    """
     costs: dict[Kind, Cost | None] = {}
     for cell in cells:
         if kind(cell) not in costs:
+            say(f"measuring a step of {cell.model.label} on {cell.dataset}")
             try:
                 costs[kind(cell)] = _measure(learned(cell), device)
             except torch.OutOfMemoryError:

@@ -5,15 +5,20 @@ Tensors have shapes and no values, say that they are on ``cuda:0``, and are trea
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
+from weakref import finalize
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, UntypedStorage
 from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import pemn_ref as pemn
 from reproduce.bench.launches import (
     GPU,
+    FlashAttention,
     Launches,
     LeftDeviceError,
     count,
@@ -23,6 +28,7 @@ from reproduce.bench.launches import (
     fake_step,
 )
 from reproduce.data.datasets import DATASETS
+from reproduce.preflight.cost import size
 from reproduce.study.cells import Cell
 from reproduce.study.recipes import CONVMIXER, RESNET, TINY_IMAGENET, VIT
 from reproduce.study.studies import STUDIES
@@ -101,6 +107,49 @@ def test_masks_that_never_change_are_not_made_in_a_step() -> None:
     layers = len(pemn.maskable_shapes(make_model(cell_of("resnet32", "mp"), 0)))
     assert control == dense
     assert pruned - dense == {"mul": layers}  # weights, which are trained, times masks
+
+
+class Held(TorchDispatchMode):
+    """Counts the bytes that tensors made inside hold, at most."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._hold(tensor.untyped_storage())
+        return result
+
+    def _hold(self, storage: UntypedStorage) -> None:
+        if id(storage) not in self._known:
+            self._known.add(id(storage))
+            finalize(storage, self._free, id(storage), storage.nbytes())
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+
+    def _free(self, key: int, size: int) -> None:
+        self._known.remove(key)
+        self.now -= size
+
+
+@on_fake_gpu
+@pytest.mark.parametrize("label", [*FIRST.values(), "convmixer-d8-w512", "vit-d8-w512"])
+def test_memory_is_predicted_for_mixed_precision(label: str) -> None:
+    cell = cell_of(label, "mp")
+    with FakeTensorMode(), FlashAttention():
+        step = fake_step(cell, GPU)
+        held = Held()
+        with held:
+            loss = step.forward()
+        assert loss.device == GPU.torch
+    # In the backward pass gradients of two images come on top, as the prediction has it.
+    assert size(cell, bfloat16=True).activations == pytest.approx(held.peak, rel=0.2)
 
 
 PLANTED: dict[str, Callable[[Tensor], object]] = {
