@@ -20,24 +20,11 @@ from pemn_ref.accounting import Storage, storage
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "State",
-    "Storage",
-    "Strategy",
-    "apply_mask",
-    "fill_weights",
-    "init",
-    "init_scores",
-    "kept",
-    "make_prototype",
-    "mask",
-    "maskable_shapes",
-    "masked_forward",
-    "materialize",
-    "mp",
-    "one_layer",
-    "prototype_length",
-    "rp",
-    "score_mask",
-    "storage",
+# In the order in which to read them, as the imports.
+# fmt: off
+__all__ = [  # noqa: RUF022
+    "Strategy", "mask", "one_layer", "mp", "rp", "prototype_length", "make_prototype",
+    "fill_weights", "init_scores", "kept", "score_mask", "apply_mask",
+    "maskable_shapes", "masked_forward", "State", "init", "materialize", "Storage", "storage",
 ]
+# fmt: on

@@ -27,19 +27,20 @@ class Storage(NamedTuple):
     """U: values in the prototypes, 32 bits each."""
     paper: float
     """Compression by the paper's accounting: ``1 - (N + 32 U) / (32 N)``, of maskable weights."""
-    whole: float
-    """Compression of the whole model, ``1 - bits / dense_bits``."""
+    whole: float | None
+    """Compression of the whole model, ``1 - bits / dense_bits``; None where only its shapes are."""
     bits: int
-    """Masks, prototypes and all other tensors."""
+    """Masks, prototypes and the other tensors that were given."""
     dense_bits: int
-    """The dense float32 weights and all other tensors."""
+    """The dense float32 weights and the other tensors that were given."""
 
 
-def storage(shapes: Shapes, strategy: Strategy, others: Iterable[Tensor] = ()) -> Storage:
+def storage(shapes: Shapes, strategy: Strategy, others: Iterable[Tensor] | None = None) -> Storage:
     """Count what a masked network needs (paper, section 4; *others* are our addition).
 
-    ``others`` are the tensors beside the maskable weights, each at its own width: the rest and the
-    persistent buffers. The paper leaves them out of both sides.
+    ``others`` are the tensors beside the masked weights, each at its own width: the rest and the
+    persistent buffers. The paper leaves them out of both sides. Without them nothing is known of
+    the whole model, and ``whole`` is None.
 
     Raises:
         ValueError: if ``shapes`` is empty, a weight has no elements or ``strategy`` is not
@@ -51,7 +52,8 @@ def storage(shapes: Shapes, strategy: Strategy, others: Iterable[Tensor] = ()) -
     """
     unique = sum(length for length, _ in prototype_groups(shapes, strategy).values())
     weights = sum(math.prod(shape) for shape in shapes.values())
-    return masked_storage(weights, unique, others)
+    counted = masked_storage(weights, unique, others or ())
+    return counted if others is not None else counted._replace(whole=None)
 
 
 def masked_storage(weights: int, unique: int, others: Iterable[Tensor]) -> Storage:

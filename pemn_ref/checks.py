@@ -1,6 +1,6 @@
 """One clear ValueError for each kind of bad input, naming the value and what would be right."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from numbers import Real
 
 from torch import Tensor, nn
@@ -9,6 +9,23 @@ Shapes = Mapping[str, Sequence[int]]
 """Name of each maskable weight -> its shape, in the order of ``model.named_parameters()``."""
 Tensors = Mapping[str, Tensor]
 """Tensors by name: that of a parameter or buffer of the model, or that of a prototype."""
+
+
+Density = float | Mapping[str, float]
+"""The fraction of weights kept, in (0, 1]: of every layer, or by name of each layer's own."""
+
+
+def each_density(density: Density, names: Collection[str]) -> dict[str, float]:
+    """The density of each layer, by name; a mapping has exactly these names.
+
+    Raises:
+        ValueError: if it has not.
+    """
+    if not isinstance(density, Mapping):
+        return dict.fromkeys(names, density)
+    for name in sorted({*names} ^ {*density}):
+        raise ValueError(f"density must have a value for each masked weight, and no other: {name}")
+    return {name: density[name] for name in names}
 
 
 def check_fraction(what: str, value: float) -> None:

@@ -32,7 +32,7 @@ from pemn_ref import (
     rp,
     storage,
 )
-from pemn_ref.checks import Tensors, check_model, check_same
+from pemn_ref.checks import Density, Tensors, check_model, check_same, each_density
 from pemn_ref.forward import by_place
 
 __all__ = [  # all that the package has: this module stands for it
@@ -88,7 +88,7 @@ def _masks(scores: Tensor, density: float) -> Tensor:
     return keep.to(scores.dtype) + (finite - finite.detach())
 
 
-def apply_mask(weights: Tensors, scores: Tensors, *, density: float) -> dict[str, Tensor]:
+def apply_mask(weights: Tensors, scores: Tensors, *, density: Density) -> dict[str, Tensor]:
     """Weights times masks, as ``pemn_ref.apply_mask`` gives them (paper, section 3).
 
     Returns name -> masked weight, of the shape, dtype and device of the weight. Gradients are the
@@ -96,24 +96,26 @@ def apply_mask(weights: Tensors, scores: Tensors, *, density: float) -> dict[str
     masked one by one.
 
     Raises:
-        ValueError: if names or shapes of the two differ, or ``density`` lies outside (0, 1].
+        ValueError: if names or shapes of the two differ, ``density`` lies outside (0, 1], or has
+            other names.
 
     >>> weights = {"fc.weight": torch.tensor([[1.0, -2.0]])}
     >>> apply_mask(weights, {"fc.weight": torch.tensor([[0.1, -0.2]])}, density=0.5)
     {'fc.weight': tensor([[ 0., -2.]])}
     """
     check_same("scores do not fit the weights", scores, weights)
+    each = each_density(density, weights)
     masked: dict[str, Tensor] = {}
     groups: dict[object, list[str]] = {}
     for name, weight in weights.items():
         layer = scores[name]
         if weight.is_contiguous() and layer.is_contiguous():
-            kind = weight.numel(), weight.dtype, layer.dtype, layer.device
+            kind = weight.numel(), weight.dtype, layer.dtype, layer.device, each[name]
             groups.setdefault(kind, []).append(name)
         else:
-            masked[name] = weight * score_mask(layer, density=density).to(weight.dtype)
+            masked[name] = weight * score_mask(layer, density=each[name]).to(weight.dtype)
     for names in groups.values():
-        masks = _masks(torch.stack([scores[name].flatten() for name in names]), density)
+        masks = _masks(torch.stack([scores[name].flatten() for name in names]), each[names[0]])
         values = torch.stack([weights[name].flatten() for name in names])
         for name, row in zip(names, (values * masks.to(values.dtype)).unbind(), strict=True):
             masked[name] = row.view(weights[name].shape)
@@ -128,7 +130,7 @@ def masked_forward(
     buffers: Tensors,
     /,
     *inputs: Any,
-    density: float,
+    density: Density,
     **kwargs: Any,
 ) -> Any:
     """``model(*inputs, **kwargs)`` with every maskable weight masked (paper, section 3).
@@ -145,5 +147,5 @@ def masked_forward(
     """
     check_model(model, weights, rest, buffers)
     masked = apply_mask(weights, scores, density=density)
-    tensors = by_place(model, {**masked, **rest}, buffers)
+    tensors = by_place(model, {**masked, **rest, **buffers})
     return functional_call(model, tensors, inputs, kwargs, tie_weights=False)

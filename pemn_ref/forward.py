@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from pemn_ref.checks import Tensors, check_model
+from pemn_ref.checks import Density, Tensors, check_model
 from pemn_ref.masks import apply_mask
 
 
@@ -58,15 +58,16 @@ def masked_forward(
     buffers: Tensors,
     /,
     *inputs: Any,
-    density: float,
+    density: Density,
     **kwargs: Any,
 ) -> Any:
     """``model(*inputs, **kwargs)`` with every maskable weight masked (paper, section 3).
 
     The model stays as it is. In training mode batch-norm statistics move in ``buffers``, in place,
-    exactly as a plain module's would; nothing else is modified. All keywords but ``density`` go to
-    the model. The four parts of a ``State`` are arguments of their own, since ``torch.func`` maps
-    and differentiates by argument: ``grad(..., argnums=1)`` is that of the scores.
+    exactly as a plain module's would; nothing else is modified. All keywords but ``density``, which
+    is that of ``apply_mask``, go to the model. The four parts of a ``State`` are arguments of their
+    own, since ``torch.func`` maps and differentiates by argument: ``grad(..., argnums=1)`` is that
+    of the scores.
 
     Limits. A module that *rebinds* a buffer (``self.n = self.n + 1``) loses that update. A weight
     that forward takes from anywhere but its module's attribute (a list, say) runs unmasked.
@@ -86,13 +87,12 @@ def masked_forward(
     """
     check_model(model, weights, rest, buffers)
     masked = apply_mask(weights, scores, density=density)
-    tensors = by_place(model, {**masked, **rest}, buffers)
+    tensors = by_place(model, {**masked, **rest, **buffers})
     return functional_call(model, tensors, inputs, kwargs, tie_weights=False)
 
 
-def by_place(model: nn.Module, parameters: Tensors, buffers: Tensors) -> dict[str, Any]:
+def by_place(model: nn.Module, tensors: Tensors) -> dict[str, Any]:
     """The tensors of a state under one name for each attribute of the model, as ``places`` says."""
-    tensors = {**parameters, **buffers}
     return {place: name and tensors[name] for place, name in places(model).items()}
 
 

@@ -5,7 +5,15 @@ import math
 import torch
 from torch import Tensor
 
-from pemn_ref.checks import Shapes, Tensors, check_fraction, check_same, check_shapes
+from pemn_ref.checks import (
+    Density,
+    Shapes,
+    Tensors,
+    check_fraction,
+    check_same,
+    check_shapes,
+    each_density,
+)
 from pemn_ref.prototype import fan_in, random_stream
 
 
@@ -80,23 +88,26 @@ def score_mask(scores: Tensor, *, density: float) -> Tensor:
     return mask + (finite - finite.detach())
 
 
-def apply_mask(weights: Tensors, scores: Tensors, *, density: float) -> dict[str, Tensor]:
+def apply_mask(weights: Tensors, scores: Tensors, *, density: Density) -> dict[str, Tensor]:
     """Weights times masks, layer by layer (paper, section 3).
 
-    Returns name -> masked weight, of the shape, dtype and device of the weight.
+    Returns name -> masked weight, of the shape, dtype and device of the weight. ``density`` is one
+    fraction for all layers, or a mapping with one for each (ours; the paper has one).
 
     Gradients: straight-through to the scores, and to the weights where they want one (the filled
     ones do not).
 
     Raises:
-        ValueError: if names or shapes of the two differ, or ``density`` lies outside (0, 1].
+        ValueError: if names or shapes of the two differ, ``density`` lies outside (0, 1], or has
+            other names.
 
     >>> weights = {"fc.weight": torch.tensor([[1.0, -2.0]])}
     >>> apply_mask(weights, {"fc.weight": torch.tensor([[0.1, -0.2]])}, density=0.5)
     {'fc.weight': tensor([[ 0., -2.]])}
     """
     check_same("scores do not fit the weights", scores, weights)
+    each = each_density(density, weights)
     return {
-        name: weight * score_mask(scores[name], density=density).to(weight.dtype)
+        name: weight * score_mask(scores[name], density=each[name]).to(weight.dtype)
         for name, weight in weights.items()
     }

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pemn_ref.checks import check_finite, check_model
+from pemn_ref.checks import Density, Shapes, check_finite, check_model
 from pemn_ref.fill import fill_weights
 from pemn_ref.forward import by_place, maskable_shapes
 from pemn_ref.masks import apply_mask, init_scores
@@ -32,7 +32,7 @@ class State(NamedTuple):
     buffers: dict[str, Tensor]
 
 
-def init(model: nn.Module, strategy: Strategy, *, seed: int) -> State:
+def init(model: nn.Module, strategy: Strategy, *, seed: int, shapes: Shapes | None = None) -> State:
     """A masked network for ``model``: ``make_prototype``, ``fill_weights`` and ``init_scores``.
 
     What the paper's section 3 starts from; the streams of ``seed`` are ours.
@@ -42,16 +42,26 @@ def init(model: nn.Module, strategy: Strategy, *, seed: int) -> State:
     that is frozen; of the rest what is frozen stays so. All are fresh leaves, so an optimizer over
     them stays in step; move the model first, since a dict rebuilt by ``.to()`` holds other tensors.
 
+    ``shapes``, a part of ``maskable_shapes(model)``, says which weights are masked: the others are
+    rest, trained as usual (ours; the paper masks all).
+
     Raises:
-        ValueError: if the model has nothing to mask, a maskable weight is empty or not a plain
-            parameter, ``strategy`` is not a Strategy, or ``seed`` is not an int.
+        ValueError: if there is nothing to mask, ``shapes`` has a weight that is not maskable or of
+            another shape, a maskable weight is empty or not a plain parameter, ``strategy`` is not
+            a Strategy, or ``seed`` is not an int.
 
     >>> from pemn_ref import rp
     >>> state = init(nn.Linear(4, 2), rp(0.5), seed=0)
     >>> [(part, list(tensors)) for part, tensors in state._asdict().items()]
     [('weights', ['weight']), ('scores', ['weight']), ('rest', ['bias']), ('buffers', [])]
     """
-    shapes = maskable_shapes(model)
+    maskable = maskable_shapes(model)
+    for name, shape in (shapes or {}).items():
+        if tuple(shape) != maskable.get(name):
+            raise ValueError(
+                f"{name} of {tuple(shape)} is not in maskable_shapes(model): only these"
+            )
+    shapes = {n: shape for n, shape in maskable.items() if shapes is None or n in shapes}
     filled = fill_weights(make_prototype(shapes, strategy, seed=seed), shapes, strategy)
     scores = init_scores(shapes, seed=seed)
     parameters = dict(model.named_parameters())
@@ -71,7 +81,7 @@ def init(model: nn.Module, strategy: Strategy, *, seed: int) -> State:
     )
 
 
-def materialize(model: nn.Module, state: State, *, density: float) -> dict[str, Any]:
+def materialize(model: nn.Module, state: State, *, density: Density) -> dict[str, Any]:
     """The ordinary dense ``state_dict`` of a masked network, for ``model.load_state_dict`` (ours).
 
     It is what ``model.state_dict()`` would be with these tensors in the model: a tied weight under
@@ -92,10 +102,10 @@ def materialize(model: nn.Module, state: State, *, density: float) -> dict[str, 
     check_model(model, state.weights, state.rest, state.buffers)
     check_finite(state.scores)
     masked = apply_mask(state.weights, state.scores, density=density)
-    parameters = {name: t.detach().clone() for name, t in {**masked, **state.rest}.items()}
-    buffers = {name: buffer.detach().clone() for name, buffer in state.buffers.items()}
-    tensors = {f"model.{name}": t for name, t in by_place(model, parameters, buffers).items()}
-    dense: dict[str, Any] = functional_call(_StateDict(model), tensors, tie_weights=False)
+    tensors = {**masked, **state.rest, **state.buffers}
+    copies = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    placed = {f"model.{place}": copy for place, copy in by_place(model, copies).items()}
+    dense: dict[str, Any] = functional_call(_StateDict(model), placed, tie_weights=False)
     return dense
 
 

@@ -177,7 +177,7 @@ def plan(
     """List what run would train, what is done, and what the rest costs on this device.
 
     Runs that are begun or failed have a line each, and every run has one where only one model on
-    one dataset is asked for. Nothing is trained.
+    one dataset is asked for. What is measured is said on stderr. Nothing is trained.
     """
     from reproduce.data.datasets import folder
     from reproduce.preflight.cost import measure
@@ -188,10 +188,9 @@ def plan(
     printer = console()
     with refusing_files():
         found = read_plan(wanted, numbers_of(wanted, seeds, seed), out, ledger)
-    with printer.status("measuring"):
-        costs = measure(found.cells, opened)
-        table = make_table(found, costs)
-    printer.print(table, soft_wrap=False)
+    costs = measure(found.cells, opened, complain)
+    complain("counting memory")
+    printer.print(make_table(found, costs, bfloat16=opened.bfloat16), soft_wrap=False)
     for run in found.runs:
         if run.state in ("begun", "failed") or len(wanted.groups()) == 1:
             printer.print(run.line)
@@ -361,7 +360,6 @@ def _prepare(
     None stands for GPUs of a cluster that this machine has not one of.
     """
     from reproduce.preflight.check import check
-    from reproduce.preflight.cost import measure
 
     if not plan.missing:
         return
@@ -369,9 +367,9 @@ def _prepare(
         print("not checked, as there is no GPU here: run check on a machine of the cluster")
         return
     if device.slow and not on_cpu:
-        print(plan.estimate(measure(plan.cells, device), device))
         complain(
-            "error: that is for a GPU: give --on-cpu to go on nevertheless, or take"
+            f"error: {len(plan.missing)} runs to train are for a GPU, this is {device.hardware}:"
+            " give --on-cpu to go on nevertheless (plan says how long it takes), or take"
             " --study cifar10-small, which takes hours on a CPU"
         )
         raise typer.Exit(2)

@@ -1,4 +1,4 @@
-"""Judge an implementation, compare reports, mutate the reference, write the README's tables."""
+"""Judge an implementation, compare reports, mutate the reference, write what is generated."""
 
 import argparse
 import json
@@ -18,10 +18,29 @@ def run(arguments: argparse.Namespace) -> int:
     own = ["-p", "spec_tests.plugin", "-p", "no:randomly", "--tb=short", "-rN"]
     own += [f"--impl={arguments.impl}"]
     own += ["-o", f"cache_dir={Path.cwd() / '.pytest_cache'}"]  # not where packages are installed
+    own += [f"--class={arguments.claim}"] if arguments.claim else []
     own += [f"--clause={arguments.clause}"] if arguments.clause else []
     own += [f"--known={arguments.known}"] if arguments.known else []
     own += [f"--clause-report={arguments.report}"] if arguments.report else []
     return int(pytest.main([*own, *arguments.pytest, str(Path(__file__).parent)]))
+
+
+def start(arguments: argparse.Namespace) -> int:
+    """Write a skeleton, but not over a file."""
+    from spec_tests.learning import skeleton
+
+    path = arguments.file
+    if path.suffix != ".py" or not path.stem.isidentifier():
+        print(f"error: {path} is no file of a module, as my_pemn.py is", file=sys.stderr)
+        return 2
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(skeleton(path.stem))
+    except OSError as error:
+        print(f"error: {path} is not written: {error.strerror}", file=sys.stderr)
+        return 2
+    print(f"{path} is written. Next: python -m spec_tests run --impl {path.stem}")
+    return 0
 
 
 def compare(arguments: argparse.Namespace) -> int:
@@ -47,12 +66,13 @@ def compare(arguments: argparse.Namespace) -> int:
 
 
 def document(_: argparse.Namespace) -> int:
-    """Measure mistakes that are new to the gallery; write the tables and the adapter shown."""
+    """Measure mistakes that are new to the gallery; write all that is generated."""
     import spec_tests.conftest  # noqa: F401  the profile: before the clauses take it
-    from spec_tests.document import README, documented, measure
+    from spec_tests.document import documented, measure
 
     measure()
-    write(README, documented(README.read_text(encoding="utf-8")).encode())
+    for path, content in documented().items():
+        write(path, content)
     return 0
 
 
@@ -71,17 +91,23 @@ def main() -> int:
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("run", help="judge an implementation")
     command.add_argument("--impl", metavar="MODULE", default="pemn_ref", help="module to judge")
+    command.add_argument(
+        "--class", dest="claim", metavar="CLASS", help="core, torch, file or errors"
+    )
     command.add_argument("--clause", metavar="IDS", help="these clauses only, as in F2,M*")
     command.add_argument("--known", metavar="FILE", type=Path, help="known failures, with reasons")
     command.add_argument("--report", metavar="FILE", type=Path, help="write the report as JSON")
     command.add_argument("pytest", nargs="*", help="options for pytest, after --")
     command.set_defaults(do=run)
+    command = commands.add_parser("start", help="write the skeleton of an implementation")
+    command.add_argument("file", metavar="FILE", type=Path, help="a new file, as my_pemn.py")
+    command.set_defaults(do=start)
     command = commands.add_parser("compare", help="put reports side by side, as Markdown")
     command.add_argument("reports", nargs="+", metavar="REPORT", type=Path)
     command.set_defaults(do=compare)
     command = commands.add_parser("mutate", help="change the reference, see what no clause notices")
     command.set_defaults(do=lambda _: mutate())
-    command = commands.add_parser("document", help="write what is generated in the README")
+    command = commands.add_parser("document", help="write the specification, vectors and tables")
     command.set_defaults(do=document)
     arguments = parser.parse_args()
     return int(arguments.do(arguments))

@@ -2,8 +2,7 @@
 
 An implementation is a module, or anything with these attributes. ``shapes`` maps the name of each
 maskable weight, as ``model.named_parameters()`` gives it, to its shape, in that order. Tensors are
-keyed by the same names. Which clauses test what, and which are MUST (the algorithm) or SHOULD
-(errors, extras, transforms), stands in the table of this folder's README.
+keyed by the same names. ``SPEC.md`` says what must hold of them.
 
 A name that is missing fails the clauses that need it, and no others. The names of the compressed
 file may be in a submodule or package ``file``, which is imported when they are needed.
@@ -18,6 +17,8 @@ from torch import Tensor, nn
 
 Shapes = Mapping[str, Sequence[int]]
 Tensors = Mapping[str, Tensor]
+Density = float | Mapping[str, float]
+"""Of all layers, or of each by name."""
 
 
 class Storage(Protocol):
@@ -36,8 +37,8 @@ class Storage(Protocol):
         """1 - (N + 32 U) / (32 N)."""
 
     @property
-    def whole(self) -> float:
-        """1 - bits / dense_bits."""
+    def whole(self) -> float | None:
+        """1 - bits / dense_bits; None where the other tensors were not given."""
 
     @property
     def bits(self) -> int:
@@ -124,7 +125,7 @@ class Implementation(Protocol):
         """
 
     def apply_mask(
-        self, weights: Tensors, scores: Tensors, /, *, density: float
+        self, weights: Tensors, scores: Tensors, /, *, density: Density
     ) -> dict[str, Tensor]:
         """Name -> weight times mask, in the dtype of the weight. ValueError as above."""
 
@@ -140,15 +141,20 @@ class Implementation(Protocol):
         buffers: Tensors,
         /,
         *inputs: Any,
-        density: float,
+        density: Density,
         **kwargs: Any,
     ) -> Any:
         """The model's output. ValueError where names or shapes are not the model's."""
 
-    def init(self, model: nn.Module, strategy: Any, /, *, seed: int) -> Any:
-        """A ``State`` on the device and in the dtype of the model. ValueError as above."""
+    def init(
+        self, model: nn.Module, strategy: Any, /, *, seed: int, shapes: Shapes | None = None
+    ) -> Any:
+        """A ``State`` on the device and in the dtype of the model. ValueError as above.
 
-    def materialize(self, model: nn.Module, state: Any, /, *, density: float) -> dict[str, Any]:
+        ``shapes``, a part of ``maskable_shapes``, says which weights are masked; by default all.
+        """
+
+    def materialize(self, model: nn.Module, state: Any, /, *, density: Density) -> dict[str, Any]:
         """The dense ``state_dict``. ValueError for another model's state or non-finite scores."""
 
     def save(
@@ -159,7 +165,7 @@ class Implementation(Protocol):
         strategy: Any,
         /,
         *,
-        density: float,
+        density: Density,
         tag: str = "",
         half: bool = False,
     ) -> None:
@@ -174,5 +180,7 @@ class Implementation(Protocol):
     def inspect(self, path: Path, /) -> Any:
         """The ``Info``: strategy, density, shapes, prototype, rest, buffers, tied, tag."""
 
-    def storage(self, shapes: Shapes, strategy: Any, others: Iterable[Tensor] = (), /) -> Storage:
+    def storage(
+        self, shapes: Shapes, strategy: Any, others: Iterable[Tensor] | None = None, /
+    ) -> Storage:
         """What it costs; ``others`` are rest and persistent buffers."""

@@ -1,4 +1,4 @@
-"""What is generated in this folder's README: the adapter shown, the clauses, and the gallery.
+"""What is generated: parts of README.md and SPEC.md, all of spec.json and vectors/core.json.
 
 ``python -m spec_tests document`` writes it. Which clauses turn red beside the one that is meant
 takes a run of the suite per mistake, so it is kept in ``gallery.json``: mistakes that it lacks are
@@ -11,13 +11,16 @@ import warnings
 from pathlib import Path
 
 from pemn_ref.atomic import write
-from spec_tests.clauses import all_clauses
+from spec_tests.clauses import SPECIFICATION, all_clauses
+from spec_tests.core_vectors import core
 from spec_tests.gallery import GALLERY, Mistake, failure
 from spec_tests.plugin import as_json
 
-README = Path(__file__).parent / "README.md"
-MEASURED = Path(__file__).parent / "gallery.json"
-EXAMPLE = Path(__file__).parent / "examples" / "layer_classes.py"
+FOLDER = Path(__file__).parent
+MEASURED = FOLDER / "gallery.json"
+EXAMPLE = FOLDER / "examples" / "layer_classes.py"
+PARTS = {"README.md": ("adapter", "gallery"), "SPEC.md": ("version", "clauses")}
+"""Page -> the parts of it that are generated."""
 # Stock models, compilation and the longest header would take most of the time: run where they are
 # meant only.
 SLOW = {"W20", "X4", "X5", "C14"}
@@ -62,10 +65,14 @@ def parts() -> dict[str, list[str]]:
     _, _, adapter = EXAMPLE.read_text(encoding="utf-8").partition("# The adapter: ")
     return {
         "adapter": ["```python", f"# The adapter: {adapter.rstrip()}", "```"],
+        "version": [f"Version {SPECIFICATION}, {len(clauses)} clauses."],
         "clauses": [
-            "| clause | level | text |",
-            "|---|---|---|",
-            *(f"| {name} | {c.level} | {cell(c.text)} |" for name, c in clauses.items()),
+            "| clause | level | class | since | text |",
+            "|---|---|---|---|---|",
+            *(
+                f"| {name} | {c.level} | {c.claim} | {c.since} | {cell(c.text)} |"
+                for name, c in clauses.items()
+            ),
         ],
         "gallery": [
             "| mistake | clause meant | also red |",
@@ -83,11 +90,22 @@ def cell(text: str) -> str:
     return text.replace("|", "&#124;")
 
 
-def documented(page: str) -> str:
-    """The page with its generated parts, each between two markers, as they should be."""
-    for name, lines in parts().items():
-        start, end = f"<!-- {name}: generated -->", f"<!-- end of {name} -->"
-        before, rest = page.split(start)  # a marker that is lost is an error, not a shorter page
-        _, after = rest.split(end)
-        page = "\n".join([before + start, "", *lines, "", end + after])
-    return page
+def documented() -> dict[Path, bytes]:
+    """Each file as it should be; the generated parts of a page stand between two markers."""
+    lines = parts()
+    files = {}
+    for page, names in PARTS.items():
+        text = (FOLDER / page).read_text(encoding="utf-8")
+        for name in names:
+            start, end = f"<!-- {name}: generated -->", f"<!-- end of {name} -->"
+            before, rest = text.split(start)  # a marker that is lost is an error, no shorter page
+            _, after = rest.split(end)
+            text = "\n".join([before + start, "", *lines[name], "", end + after])
+        files[FOLDER / page] = text.encode()
+    clauses = [
+        {"clause": name, "level": c.level, "class": c.claim, "since": c.since, "text": c.text}
+        for name, c in all_clauses().items()
+    ]
+    files[FOLDER / "spec.json"] = as_json({"specification": SPECIFICATION, "clauses": clauses})
+    files[FOLDER / "vectors" / "core.json"] = core()
+    return files

@@ -93,22 +93,22 @@ class Storage(NamedTuple):
     weights: int
     unique: int
     paper: float
-    whole: float
+    whole: float | None
     bits: int
     dense_bits: int
 
 
-def storage(shapes: Shapes, strategy: Strategy, others: Iterable[Tensor] = ()) -> Storage:
+def storage(shapes: Shapes, strategy: Strategy, others: Iterable[Tensor] | None = None) -> Storage:
     """Both accountings, from the counted values."""
     weights = sum(math.prod(shape) for shape in shapes.values())
     unique = oracle.unique_values(shapes, strategy.name, strategy.ratio)
-    more = sum(8 * tensor.element_size() * tensor.numel() for tensor in others)
+    more = sum(8 * tensor.element_size() * tensor.numel() for tensor in others or ())
     masked, dense = weights + 32 * unique, 32 * weights
     return Storage(
         weights,
         unique,
         1 - masked / dense,
-        1 - (masked + more) / (dense + more),
+        None if others is None else 1 - (masked + more) / (dense + more),
         masked + more,
         dense + more,
     )

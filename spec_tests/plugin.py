@@ -1,26 +1,36 @@
-"""Options and report of the suite: ``--impl``, ``--clause``, ``--known``, ``--clause-report``.
+"""Options and report of the suite: ``--impl``, ``--class``, ``--clause``, ``--known``, and so on.
 
 A module of its own, since from outside of a checkout pytest does not know the options of a
 conftest: ``python -m spec_tests run`` names it to pytest.
 """
 
 import importlib
+import io
 import json
+import re
+import traceback
 from collections.abc import Generator
+from contextlib import redirect_stdout
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from hypothesis import settings
 
 from pemn_ref.atomic import write
-from spec_tests.clauses import EXAMPLES, all_clauses
+from spec_tests.clauses import CLASSES, EXAMPLES, SPECIFICATION, NotEnded, all_clauses
+from spec_tests.learning import step_of, summary
 from spec_tests.subject import MissingName, name_of, subject
 
 Rows = dict[str, dict[str, Any]]
 ROWS = pytest.StashKey[Rows]()
 KNOWN = pytest.StashKey[dict[str, str]]()
-NOT_RUN = {"status": "not run", "examples": 0, "skipped": [], "failing": None}
+NOISE = pytest.StashKey[str]()
+NOT_RUN = {"status": "not run", "examples": 0, "skipped": [], "failed": [], "failing": None}
+SECONDS = 300
+"""For a test of 50 examples; the slowest takes 15 s on two busy cores."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -32,6 +42,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--clause", metavar="IDS", help="run these clauses only: ids or patterns, as in F2,M*"
     )
+    group.addoption("--class", choices=CLASSES, help="run the clauses of this class only")
     group.addoption(
         "--known",
         metavar="FILE",
@@ -52,16 +63,40 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"the report {report} must be a file in a folder that is there")
     module = config.getoption("impl")
     if module is not None:
-        try:
-            subject.implementation = importlib.import_module(module)
-        except Exception as error:  # whatever the module does
-            raise pytest.UsageError(
-                f"--impl: cannot import {module} (a module's name, no path, no .py): {error!r}"
-            ) from error
+        subject.implementation, config.stash[NOISE] = _imported(module)
+        if _learning():
+            config.option.maxfail = config.option.maxfail or 1
     for pattern in _patterns(config):
         if not any(fnmatchcase(identifier, pattern) for identifier in all_clauses()):
             raise pytest.UsageError(f"--clause: there is no clause {pattern}")
     config.stash[KNOWN] = _known_failures(config.getoption("known"))
+
+
+def _learning() -> bool:
+    """Whether it is judged as one that is being written: up to the first clause that fails."""
+    return getattr(subject.implementation, "learning", False) is True
+
+
+def _imported(module: str) -> tuple[Any, str]:
+    """The implementation, and what its module printed; whatever else it does when imported."""
+    noise = io.StringIO()
+    try:
+        with redirect_stdout(noise):
+            implementation = importlib.import_module(module)
+    except (Exception, SystemExit) as error:
+        raise pytest.UsageError(
+            f"--impl: cannot import {module} (a module's name, no path, no .py): {error!r}"
+        ) from error
+    try:
+        device: Any = torch.empty(0).device.type
+    except Exception as error:  # it is not there
+        device = repr(error)
+    if device != "cpu":
+        torch.set_default_device(None)
+        raise pytest.UsageError(
+            f"--impl: {module} changes torch's default device, which must stay the CPU: {device}"
+        )
+    return implementation, "" if noise.closed else noise.getvalue()
 
 
 def _known_failures(path: Path | None) -> dict[str, str]:
@@ -93,23 +128,39 @@ def _clause_of(item: pytest.Item) -> str | None:
     return None if marker is None else str(marker.args[0])
 
 
-def pytest_report_header() -> str:
-    """Name what is judged."""
-    return f"judging: {name_of(subject.implementation)}"
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Name what is judged, and by what."""
+    judging = f"judging: {name_of(subject.implementation)}, by specification {SPECIFICATION}"
+    noise = config.stash.get(NOISE, "")
+    return [judging, *([f"it printed when imported: {noise!r:.60}"] if noise else [])]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave only the clauses asked for, of another implementation only clauses; mark the known."""
-    patterns = _patterns(config) or (["*"] if config.getoption("impl") else [])
-    if patterns:
-        chosen = [
-            item
-            for item in items
-            if any(fnmatchcase(_clause_of(item) or "", p) and _clause_of(item) for p in patterns)
-        ]
-        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
-        items[:] = chosen
+    """Leave only the clauses asked for, of another implementation only clauses; mark the known.
+
+    Each has its time, unless pytest-timeout is told another, or is not there.
+    """
+    patterns, claimed = _patterns(config), config.getoption("class")
+    if patterns or claimed or config.getoption("impl"):
+        asked = {
+            identifier
+            for identifier, c in all_clauses().items()
+            if any(fnmatchcase(identifier, p) for p in patterns or ["*"])
+            and claimed in (None, c.claim)
+            and (step_of(identifier) is not None or not _learning())
+        }
+        config.hook.pytest_deselected(items=[i for i in items if _clause_of(i) not in asked])
+        items[:] = [item for item in items if _clause_of(item) in asked]
+    if _learning():
+        order = sorted(all_clauses(), key=lambda identifier: step_of(identifier) or 0)
+        items.sort(key=lambda item: order.index(_clause_of(item) or ""))
+    profile = settings.default
+    assert profile is not None
+    seconds = SECONDS * max(1, profile.max_examples // 50)
+    timed = config.pluginmanager.hasplugin("timeout") and config.getoption("timeout") is None
     for item in items:
+        if timed and _clause_of(item):
+            item.add_marker(pytest.mark.timeout(seconds))
         identifier = _clause_of(item)
         if identifier in config.stash[KNOWN]:  # not strict: other cases of the clause may pass
             reason = config.stash[KNOWN][identifier]
@@ -131,9 +182,9 @@ def pytest_runtest_makereport(
     outcome = "failed" if report.skipped and hasattr(report, "wasxfail") else report.outcome
     failing = None
     if call.excinfo is not None and outcome == "failed":
-        failing = f"{item.name}\n{call.excinfo.exconly()}"
-        if isinstance(call.excinfo.value, MissingName):
-            # Where it was missed, and with which example, is of no interest.
+        failing = f"{item.name}\n{_said(call.excinfo.value)}"
+        if isinstance(call.excinfo.value, MissingName | NotEnded):
+            # Where it was missed, and with which example, or stopped, is of no interest.
             failing = report.longrepr = str(call.excinfo.value)
     skipped = None
     if call.excinfo is not None and outcome == "skipped":
@@ -141,9 +192,24 @@ def pytest_runtest_makereport(
     if identifier is not None and (call.when == "call" or report.outcome != "passed"):
         tried = EXAMPLES[identifier] or int(call.when == "call")
         # User properties travel from the workers of pytest-xdist to the process that reports.
-        said = [identifier, outcome, tried, failing, skipped]
+        said = [identifier, outcome, tried, item.name, failing, skipped]
         report.user_properties.append(("clause", said))
     return report
+
+
+def _said(error: BaseException) -> str:
+    """The error and, as notes, its example; of several errors the first."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return "".join(traceback.format_exception_only(error)).rstrip()
+
+
+def _case(name: str, failing: str) -> str:
+    """A failed test in a line: its name with its parameters, and Hypothesis's example."""
+    if not failing.startswith(name):  # a name that is missing, or a test that does not end
+        return failing
+    example = re.search(r" example: \w+\(\n(.*?),\n\)", failing, re.DOTALL)
+    return f"{name}: {' '.join(example[1].split())}" if example else name
 
 
 class _Collector:
@@ -156,7 +222,7 @@ class _Collector:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         for name, value in report.user_properties:
             if name == "clause" and isinstance(value, list):
-                identifier, outcome, examples, failing, skipped = value
+                identifier, outcome, examples, name, failing, skipped = value
                 row = self.rows.setdefault(identifier, {**NOT_RUN, "status": "skipped"})
                 if outcome == "skipped":
                     row["skipped"] = [*row["skipped"], skipped]
@@ -166,6 +232,7 @@ class _Collector:
                     row["status"] = "passed"
                 if outcome == "failed":
                     row["status"] = "known" if identifier in self.known else "failed"
+                    row["failed"] = [*dict.fromkeys([*row["failed"], _case(name, failing)])]
                     row["failing"] = row["failing"] or failing
 
     @pytest.hookimpl(trylast=True)
@@ -195,6 +262,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         {
             "clause": identifier,
             "level": c.level,
+            "class": c.claim,
             "text": c.text,
             **collector.rows.get(identifier, NOT_RUN),
             "known": collector.known.get(identifier),
@@ -203,7 +271,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     ]
     path = config.getoption("clause_report")
     if path is not None:
-        write(path, as_json({"implementation": name, "clauses": rows}))
+        write(
+            path, as_json({"implementation": name, "specification": SPECIFICATION, "clauses": rows})
+        )
     ran = [row for row in rows if row["status"] != "not run"]
     if not ran:
         return
@@ -212,12 +282,16 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         if row["status"] != "passed" or row["skipped"] or config.get_verbosity() > 0:
             status = f"{row['level']:<6} {row['status']:<7} {row['examples']:>6}"
             terminalreporter.write_line(f"{row['clause']:<4} {status}  {row['text']}")
-            for case in row["skipped"]:
-                terminalreporter.write_line(f"     skipped: {' '.join(case.split())}")
+            for kind in ("failed", "skipped"):
+                for case in row[kind]:
+                    terminalreporter.write_line(f"     {kind}: {' '.join(case.split())}")
     for identifier in collector.passed_all_the_same():
         terminalreporter.write_line(
             f"error: {identifier} is listed as a known failure and passed: remove it from the list"
         )
+    if _learning():
+        for line in summary({r["clause"]: r["status"] for r in ran}):
+            terminalreporter.write_line(line)
     statuses = ("passed", "failed", "known", "skipped")
     counts = [f"{sum(row['status'] == s for row in ran)} {s}" for s in statuses]
     terminalreporter.write_line(f"clauses: {', '.join(counts)}")

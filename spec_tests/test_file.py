@@ -134,6 +134,35 @@ def test_round_trip(case: str, strategy: Drawn, density: float, seed: int) -> No
     assert not own & {t.data_ptr() for part in again for t in part.values()}
 
 
+@clause("C16", "SHOULD")
+@pytest.mark.parametrize("case", sorted(CASES))
+def test_layers_left_out_and_densities_by_layer(case: str) -> None:
+    """A file holds a network of which only a part is masked, and one with a density for each layer,
+    and gives both back; the header says which weights are masked, and how dense each is.
+    """
+    model = built(CASES[case].build, 0)
+    some = dict([*pemn.maskable_shapes(model).items()][1:])
+    density = {name: 0.1 + 0.8 * i / len(some) for i, name in enumerate(some)}
+    state = pemn.init(model, pemn.rp(0.1), seed=0, shapes=some)
+    for one in (0.3, density, dict(reversed(density.items()))):
+        data = saved(model, state, pemn.rp(0.1), density=one)
+        again, info = with_file(data, lambda path: pemn.load(path, model))
+        assert (info.density, dict(info.shapes)) == (one, some)
+        assert [list(part) for part in again] == [list(part) for part in state]
+        assert bits(again.rest) == bits(state.rest)
+        for name, scores in again.scores.items():
+            own = one if isinstance(one, float) else one[name]
+            assert torch.equal(scores, pemn.score_mask(state.scores[name], density=own))
+        dense = pemn.materialize(model, state, density=one)
+        assert bits(with_file(data, pemn.load_dense)) == bits(dense)
+        _, arrays = read(data)
+        assert arrays.keys() == dense.keys()
+        assert all(np.array_equal(arrays[name], dense[name].numpy()) for name in dense)
+    lacking = {name: density[name] for name in [*density][1:]}
+    with pytest.raises(ValueError, match=re.escape(next(iter(density)))):
+        saved(model, state, pemn.rp(0.1), density=lacking)
+
+
 @clause("C2", "SHOULD")
 @given(case=cases, strategy=strategies(), seed=seeds, density=st.one_of(st.just(0.5), fractions))
 @settings(few())
@@ -420,7 +449,7 @@ def test_valid_vectors(name: str) -> None:
 
 # Invalid vectors in which only the values, or the checksum of all, are wrong.
 RIGHT_HEADERS = {"flipped_mask", "flipped_metadata", "other_density", "mask_one_more"}
-RIGHT_HEADERS |= {"bit_after_last", "prototype_infinite", "rest_nan", "bool_2"}
+RIGHT_HEADERS |= {"densities_other", "bit_after_last", "prototype_infinite", "rest_nan", "bool_2"}
 
 
 @clause("C9", "SHOULD")
@@ -599,7 +628,7 @@ MESSAGES = {
     "tied_to_nothing": "tied to what is not there: {'a': 'b'}",
     "truncated": "the tensors end at byte 966 of 965",
     "weight_dimensions_65": "third.weight has 65 dimensions, more than 64",
-    "version_2": "version 2: this reads version 1",
+    "version_3": "version 3: this reads (1, 2)",
 }
 
 
@@ -642,7 +671,7 @@ def test_message_of_load(model: nn.Module, message: str) -> None:
     [
         (
             {"weights": {}, "rest": {"weight": torch.ones(4, 5), "bias": torch.ones(4)}},
-            "the weights do not fit the model: weight is missing",
+            "the scores do not fit the model: weight is not known there",
         ),
         ({"scores": {}}, "the scores do not fit the model: weight is missing"),
         (

@@ -1,6 +1,7 @@
 """W: a masked network runs, trains and materialises as the plain module does."""
 
 import copy
+import re
 from typing import Any
 
 import pytest
@@ -330,3 +331,30 @@ def test_model_holds_the_same_objects(shape: str, train: bool) -> None:
         with pytest.raises(RuntimeError):
             pemn.masked_forward(model, *state, inputs[:, 1:], density=0.5)
         pemn.materialize(model, state, density=0.5)
+
+
+@clause("W12", "SHOULD")
+@pytest.mark.parametrize("case", sorted(CASES))
+def test_layers_left_out(case: str) -> None:
+    """init masks the shapes that it is given, a part of the model's, filled as alone in it; all
+    other parameters are rest, which runs, trains and is materialised; other shapes are refused.
+    """
+    model, inputs = built(CASES[case].build, 0).double(), inputs_of(case, 0)
+    needs(model, inputs)
+    shapes = pemn.maskable_shapes(model)
+    *_, last = shapes
+    some = {name: shapes[name] for name in reversed(shapes) if name != last}
+    state = pemn.init(model, pemn.rp(0.1), seed=3, shapes=some)
+    assert list(state.weights) == list(state.scores) == [name for name in shapes if name in some]
+    assert set(state.rest) == {name for name, _ in model.named_parameters()} - set(some)
+    assert torch.equal(state.rest[last], model.get_parameter(last))
+    in_order = {name: shapes[name] for name in shapes if name in some}
+    prototype = pemn.make_prototype(in_order, pemn.rp(0.1), seed=3)
+    filled = pemn.fill_weights(prototype, in_order, pemn.rp(0.1))
+    assert all(torch.equal(state.weights[name], filled[name].double()) for name in some)
+    assert_equals_plain(model, state, inputs, 0.5)
+    pemn.masked_forward(model, *state, inputs, density=0.5).square().sum().backward()
+    assert state.rest[last].grad is not None
+    for wrong in ({**some, "other.weight": (2, 2)}, {**some, last: (1, 1)}):
+        with pytest.raises(ValueError, match=re.escape([*wrong][-1])):
+            pemn.init(model, pemn.mp, seed=0, shapes=wrong)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from spec_tests.__main__ import main
-from spec_tests.clauses import all_clauses
+from spec_tests.clauses import SPECIFICATION, all_clauses
 from spec_tests.models import CASES, Unable
 from spec_tests.mutation import NO_REASON, change_of, reasons, summary
 from spec_tests.subject import judging, subject
@@ -41,6 +41,8 @@ def judge(pytester: pytest.Pytester) -> Any:
     [
         (["--impl=absent"], "", "*cannot import absent*"),
         (["--clause=M1,Q*"], "", "*there is no clause Q[*]*"),
+        (["--impl=leaves"], "", "*cannot import leaves *: SystemExit('no GPU here')"),
+        (["--impl=elsewhere"], "", "*elsewhere changes torch's default device, *: *"),
         (["--impl=./absent"], "", "*cannot import ./absent (a module's name, no path*"),
         (["--clause-report=absent/report.json"], "", "*absent/report.json must be a file in*"),
         (["--clause-report=."], "", "*the report . must be a file*"),
@@ -52,6 +54,9 @@ def judge(pytester: pytest.Pytester) -> Any:
 )
 def test_wrong_options(judge: Any, options: list[str], known: str, message: str) -> None:
     Path("known").write_text(known, encoding="utf-8")
+    Path("leaves.py").write_text("raise SystemExit('no GPU here')", encoding="utf-8")
+    there = "import torch\ntorch.set_default_device('xla')"  # on no machine of ours
+    Path("elsewhere.py").write_text(there, encoding="utf-8")
     result = judge(*options)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines([f"ERROR: {message}"])
@@ -61,19 +66,68 @@ def test_failures_and_report(judge: Any) -> None:
     result = judge("--clause=M1,M9", "--clause-report=report.json")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(
-        ["judging: half 0.1", "*_ M1, test_*", "half 0.1 has no score_mask"]
+        [
+            f"judging: half 0.1, by specification {SPECIFICATION}",
+            "*_ M1, test_*",
+            "half 0.1 has no score_mask",
+        ]
     )
     result.stdout.fnmatch_lines(
-        ["M1 * failed *", "M9 * failed *", "clauses: 0 passed, 2 failed, 0 known, 0 skipped"]
+        [
+            "M1 * failed *",
+            "     failed: test_kept_count: numel=10, density=0.9",
+            "M9 * failed *",
+            "     failed: half 0.1 has no score_mask",
+            "clauses: 0 passed, 2 failed, 0 known, 0 skipped",
+        ]
     )
     report = json.loads(Path("report.json").read_text(encoding="utf-8"))
     assert report["implementation"] == "half 0.1"
+    assert report["specification"] == SPECIFICATION
     rows = {row["clause"]: row for row in report["clauses"]}
     assert rows["M1"]["status"] == "failed"
     assert rows["M1"]["failing"].count("numel=10,") == 1  # the example
     assert rows["M9"]["failing"] == "half 0.1 has no score_mask"
     assert rows["M9"]["examples"] == 1  # no search for a smaller one: M9 would try 12
     assert rows["F1"]["status"] == "not run"
+
+
+def test_failed_cases_are_named(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(none="def maskable_shapes(model): return {}")
+    pytester.syspathinsert()
+    options = ("-p", "spec_tests.plugin", "--impl=none", "--class=torch", "--clause=P1,W1,C1")
+    with judging(subject.implementation):
+        result = pytester.runpytest_inprocess(*options, SUITE)
+    result.stdout.fnmatch_lines(["W1 * failed *"])
+    named = [line for line in result.outlines if line.startswith("     failed: ")]
+    assert named == [f"     failed: test_maskable_weights[{case}]" for case in sorted(CASES)]
+    assert "clauses: 0 passed, 1 failed, 0 known, 0 skipped" in result.outlines
+
+
+def test_a_clause_that_does_not_end_is_named(pytester: pytest.Pytester) -> None:
+    pytest.importorskip("pytest_timeout")
+    pytester.makepyfile(
+        endless="def kept(numel, density):\n    while numel > 50:\n        pass\n    return numel\n"
+    )
+    pytester.syspathinsert()
+    options = ("-p", "spec_tests.plugin", "--impl=endless", "--clause=M1", "--timeout=1")
+    with judging(subject.implementation):
+        result = pytester.runpytest_inprocess(*options, SUITE / "test_mask.py")
+    result.stdout.fnmatch_lines(
+        ["M1 * failed *", "     failed: M1 did not end *, with numel=90, density=0.3"]
+    )
+
+
+def test_what_the_import_prints_is_a_line(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(loud="print('junk\\n' * 9, '\\ud800')")
+    pytester.makepyfile(shut="import sys\nsys.stdout.close()")
+    pytester.syspathinsert()
+    for module, lines in (("loud", ["it printed when imported: 'junk*"]), ("shut", [])):
+        options = ("-p", "spec_tests.plugin", f"--impl={module}", "--clause=M1")
+        with judging(subject.implementation):
+            result = pytester.runpytest_inprocess(*options, SUITE / "test_mask.py")
+        result.stdout.fnmatch_lines([f"judging: {module}, *", *lines, "clauses: 0 passed, 1 *"])
+        result.stdout.no_fnmatch_line("junk*")
 
 
 def test_known_failures(judge: Any) -> None:
@@ -170,16 +224,6 @@ def test_compare(
     monkeypatch.setattr("sys.argv", ["spec_tests", "compare", "a", "c"])
     assert main() == 2
     assert "c is not a clause report" in capsys.readouterr().err
-
-
-def test_readme_is_current() -> None:
-    pytest.importorskip("torchvision")  # one clause needs it
-    from spec_tests.document import README, documented, key
-    from spec_tests.gallery import GALLERY
-
-    page = README.read_text(encoding="utf-8")
-    assert documented(page) == page, "run python -m spec_tests document"
-    assert len({key(mistake) for mistake in GALLERY}) == len(GALLERY)
 
 
 def test_reasons_of_survivors_are_kept() -> None:

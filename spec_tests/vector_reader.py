@@ -24,10 +24,11 @@ def read(data: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
     keys = ["version", "sha256", "strategy", "ratio", "density", "shapes", "tied", "tag"]
     assert [*said] == keys
     version, ratio, density = said["version"], said["ratio"], said["density"]
-    assert [type(v) for v in (version, ratio, density, said["tag"])] == [int, float, float, str]
-    assert version == 1
+    assert [type(v) for v in (version, ratio, said["tag"])] == [int, float, str]
+    assert version == (2 if type(density) is dict else 1)
     assert 0 < ratio <= 1
-    assert 0 < density <= 1
+    densities = [*density.values()] if version == 2 else [density]
+    assert all(type(value) is float and 0 < value <= 1 for value in densities)
     assert said["strategy"] in ("mask", "one_layer", "mp", "rp")
     assert ratio == 1 or said["strategy"] == "rp"
 
@@ -81,10 +82,13 @@ def dense(said: Any, tensors: dict[str, Any], dtypes: dict[str, str]) -> dict[st
     assert (dtypes["masks"], *masks.shape) == ("U8", -(-weights // 8))
     bits = np.unpackbits(masks, bitorder="little")
     assert not bits[weights:].any()
+    density = said["density"]
+    each = density if said["version"] == 2 else dict.fromkeys(shapes, density)
+    assert [*each] == [*shapes]
     out: dict[str, Any] = {}
     for name, shape in shapes.items():
         mask, bits = bits[: math.prod(shape)], bits[math.prod(shape) :]
-        assert mask.sum() == max(1, -(-round(said["density"] * 10**12) * len(mask) // 10**12))
+        assert mask.sum() == max(1, -(-round(each[name] * 10**12) * len(mask) // 10**12))
         filled = np.resize(tensors[f"prototype/{of[name]}"], len(mask))
         out[name] = (filled * mask.astype(filled.dtype)).reshape(shape)
     for name in tensors.keys() - prototypes.keys() - {"masks"}:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import struct
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,11 +45,12 @@ def dimensions_64() -> nn.Module:
     return model
 
 
-def state_of(model: nn.Module, strategy: Any) -> Any:
+def state_of(model: nn.Module, strategy: Any, masked: Collection[str] = ()) -> Any:
     """A state whose values are a pattern: exact in float16 and bfloat16, alike in all versions."""
-    shapes = pemn.maskable_shapes(model)
+    maskable = pemn.maskable_shapes(model)
+    shapes = {name: maskable[name] for name in masked or maskable}
     drawn = pemn.make_prototype(shapes, strategy, seed=0)
-    state = pemn.init(model, strategy, seed=0)
+    state = pemn.init(model, strategy, seed=0, shapes=shapes)
     some = next(iter(state.weights.values()))
     prototype = {group: (torch.arange(len(v)) - 5.5).to(some) / 4 for group, v in drawn.items()}
     state.weights.update(pemn.fill_weights(prototype, shapes, strategy))
@@ -66,7 +67,11 @@ class Valid(NamedTuple):
     model: Callable[[], nn.Module]
     strategy: Callable[[], Any]
     options: dict[str, Any] = {}  # noqa: RUF012  a NamedTuple has no mutable state
+    masked: tuple[str, ...] = ()
+    """Which weights are; all, where none is named."""
 
+
+BY_LAYER = {"first": 0.2, "second": 1.0, "third": 0.5}
 
 VALID = {
     "mask": Valid("a prototype for every weight", Small, lambda: pemn.mask),
@@ -77,6 +82,10 @@ VALID = {
     "whole_bytes": Valid("64 weights in 8 bytes", lambda: nn.Linear(8, 8), lambda: pemn.rp(0.5)),
     "all_kept": Valid("density 1.0", Small, lambda: pemn.mp, {"density": 1.0}),
     "one_kept": Valid("density 1e-09: one of each", Small, lambda: pemn.mp, {"density": 1e-9}),
+    "part": Valid("a layer left out", Small, lambda: pemn.rp(0.3),
+                  masked=("first.weight", "third.weight")),
+    "by_layer": Valid("version 2: a density for each layer", Small, lambda: pemn.mp,
+                      {"density": {f"{n}.weight": d for n, d in BY_LAYER.items()}}),
     "tag": Valid("a tag of quotes, controls and an emoji", Small, lambda: pemn.mp,
                  {"tag": '"sha256":"' + 64 * "0" + '"\\\n\x01\x7f\u2028\N{GRINNING FACE}'}),
     "half": Valid("the rest rounded to float16", Small, lambda: pemn.mp, {"half": True}),
@@ -94,7 +103,7 @@ def valid(name: str) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / name
         options = {"density": 0.5, **made.options}
-        pemn.save(path, model, state_of(model, strategy), strategy, **options)
+        pemn.save(path, model, state_of(model, strategy, made.masked), strategy, **options)
         return path.read_bytes()
 
 
@@ -309,7 +318,9 @@ reentered("offsets that run backwards", "masks", "data_offsets", [4, 0], "backwa
 
 edited("a checksum in capitals", 64 * "0", 64 * "A", "checksum_upper")
 edited("a checksum too short", 64 * "0", "0", "checksum_short")
-edited("version 2", '"version":1', '"version":2', "version_2")
+edited("version 3", '"version":1', '"version":3', "version_3")
+edited("version 2 with one density", '"version":1', '"version":2', "version_2")
+edited("version 1 with many densities", '"density":0.5', '"density":{"weight":0.5}', "many_in_1")
 edited("version true", '"version":1', '"version":true', "version_true")
 edited("no version", '"version":1,', "", "no_version")
 edited("an unknown strategy", '"rp"', '"padding"', "unknown_strategy")
@@ -318,6 +329,23 @@ edited("ratio 0", '"ratio":0.3', '"ratio":0.0', "ratio_0")
 edited("a ratio that gives another length", '"ratio":0.3', '"ratio":0.4', "other_ratio")
 edited("a ratio that is text", '"ratio":0.3', '"ratio":"0.3"', "ratio_text")
 edited("a ratio with a needless digit", '"ratio":0.3', '"ratio":0.30', "ratio_digits")
+
+
+def layered(what: str, name: str, **density: Any) -> None:
+    """Add a vector of version 2 in which the densities are others."""
+
+    def change(parts: Parts) -> None:
+        parts.said["density"] = {f"{layer}.weight": value for layer, value in density.items()}
+
+    change.__name__ = name
+    invalid(what, "by_layer")(change)
+
+
+layered("a density is missing", "densities_lack", first=0.2, second=1.0)
+layered("a density too many", "densities_more", first=0.2, second=1.0, third=0.5, fourth=0.5)
+layered("densities in another order", "densities_turned", third=0.5, second=1.0, first=0.2)
+layered("a density above 1", "densities_above_1", first=0.2, second=1.5, third=0.5)
+layered("a density that its mask has not", "densities_other", first=0.9, second=1.0, third=0.5)
 edited("density above 1", '"density":0.5', '"density":1.5', "density_above_1")
 edited("density not a number", '"density":0.5', '"density":NaN', "density_nan")
 edited("density infinite", '"density":0.5', '"density":1e999', "density_infinite")

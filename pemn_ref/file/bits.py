@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
+from pemn_ref.checks import each_density
 from pemn_ref.file.header import Info, need
 from pemn_ref.masks import kept
 
@@ -50,13 +51,13 @@ def unpack_masks(info: Info, packed: Tensor) -> Iterator[tuple[str, Tensor]]:
         ValueError: if a mask keeps more or fewer weights than the density says, or a bit is set
             after the last.
     """
-    start = 0
+    start, each = 0, each_density(info.density, info.shapes)
     for name, shape in info.shapes.items():
         end = start + shape.numel()
         touched = packed[start // 8 : (end + 7) // 8]
         before, mask, after = unpack(touched).split([start % 8, shape.numel(), -end % 8])
         ones = int(touched.bincount(minlength=256) @ ONES - before.sum() - after.sum())
-        number = kept(shape.numel(), info.density)
+        number = kept(shape.numel(), each[name])
         need(ones == number, f"the mask of {name} keeps {ones} weights, not {number}")
         yield name, mask.view(torch.uint8).reshape(shape)
         start = end

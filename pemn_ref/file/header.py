@@ -1,4 +1,4 @@
-"""What a file of version 1 holds, and the header that says so, made and read.
+"""What a file holds, and the header that says so, made and read.
 
 A reader builds anew, from what it understood, the header that a writer would have made.
 """
@@ -8,15 +8,16 @@ import json
 import math
 import os
 import re
+from collections.abc import Mapping
 from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pemn_ref.checks import check_fraction
+from pemn_ref.checks import Density, check_fraction, each_density
 from pemn_ref.prototype import Strategy, prototype_groups
 
-VERSION = 1
+VERSIONS = (1, 2)  # of one density for all weights, and of one for each
 # In the order in which a file holds them: the widest first, so that every value is aligned.
 DTYPES = {
     "I64": torch.int64,
@@ -53,9 +54,9 @@ class Info(NamedTuple):
     """
 
     strategy: Strategy
-    density: float
+    density: Density
     shapes: dict[str, torch.Size]
-    """Of the maskable weights, in the order of their masks."""
+    """Of the masked weights, in the order of their masks."""
     prototype: dict[str, Tensor]
     rest: dict[str, Tensor]
     buffers: dict[str, Tensor]
@@ -109,12 +110,14 @@ def _json(value: object) -> str:
 
 def make_header(info: Info) -> bytes:
     """The beginning of the file, up to the first byte of a tensor."""
+    each = {name: float(value) for name, value in each_density(info.density, info.shapes).items()}
+    one = not isinstance(info.density, Mapping)
     metadata = {
-        "version": VERSION,
+        "version": VERSIONS[0] if one else VERSIONS[1],
         "sha256": info.sha256,
         "strategy": info.strategy.name,
         "ratio": float(info.strategy.ratio),
-        "density": float(info.density),
+        "density": next(iter(each.values())) if one else each,
         "shapes": [[name, [*shape]] for name, shape in info.shapes.items()],
         "tied": info.tied,
         "tag": info.tag,
@@ -150,6 +153,12 @@ def _object(text: str) -> dict[str, Any]:
     return value
 
 
+def _density(said: Any) -> Density:
+    if isinstance(said, dict):
+        return {name: float(value) for name, value in said.items()}
+    return float(said)
+
+
 def read_header(file: BinaryIO) -> Info:
     """What the header at the beginning of the file says, once it is the header of exactly that."""
     size = os.fstat(file.fileno()).st_size
@@ -162,7 +171,7 @@ def read_header(file: BinaryIO) -> Info:
     need("pemn" in metadata, "an ordinary safetensors file, not a compressed model")
     said = _object(metadata["pemn"])
     need(bool(re.fullmatch("[0-9a-f]{64}", said["sha256"])), f"no checksum: {said['sha256']}")
-    need(said["version"] == VERSION, f"version {said['version']}: this reads version {VERSION}")
+    need(said["version"] in VERSIONS, f"version {said['version']}: this reads {VERSIONS}")
     parts: dict[str, dict[str, Tensor]] = {"prototype": {}, "rest": {}, "buffers": {}}
     del header["masks"]
     for name, entry in header.items():
@@ -171,14 +180,15 @@ def read_header(file: BinaryIO) -> Info:
         parts[part][inner] = torch.empty(shape, dtype=dtype, device="meta")
     info = Info(
         strategy=Strategy(said["strategy"], float(said["ratio"])),
-        density=float(said["density"]),
+        density=_density(said["density"]),
         shapes={name: torch.empty(sizes, device="meta").shape for name, sizes in said["shapes"]},
         **parts,
         tied=dict(said["tied"]),
         tag=str(said["tag"]),
         sha256=str(said["sha256"]),
     )
-    check_fraction("density", info.density)
+    for density in each_density(info.density, info.shapes).values():
+        check_fraction("density", density)
     groups = prototype_groups(info.shapes, info.strategy).items()
     need(
         {group: values.shape for group, values in info.prototype.items()}

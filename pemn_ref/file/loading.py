@@ -61,8 +61,9 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> tuple[State, Info]:
     """The masked network for ``model``, and what the file says of it (our format).
 
     The state is one as ``init`` gives it, in the dtype, device and memory format of the model; its
-    scores are the masks as 0 and 1, which ``score_mask`` maps onto themselves. It is there to be
-    run: a score of 0 has no gradient, so that in training what is dropped would stay dropped.
+    scores are the masks as 0 and 1, which ``score_mask`` maps onto themselves. For inference only:
+    a score of 0 gets no gradient, so training cannot change the mask. (HOW_TO.md says how to train
+    on from a file.)
     Non-persistent buffers are copies of the model's.
 
     Raises:
@@ -80,9 +81,9 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> tuple[State, Info]:
     >>> state.scores["weight"].unique(), info.density
     (tensor([0., 1.], grad_fn=...), 0.5)
     """
-    own = dict(model.named_parameters())
+    rest = dict(model.named_parameters())
     buffers = dict(model.named_buffers())
-    maskable = {name: own.pop(name) for name in maskable_shapes(model)}
+    maskable = maskable_shapes(model)
     tied, stored = stored_names(model)
     persistent = {name: buffers[name] for name in buffers if name in stored}
 
@@ -98,8 +99,9 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> tuple[State, Info]:
     with _errors_of(path):
         info, tensors = _content(path)
         weights = {n: torch.empty(shape, device="meta") for n, shape in info.shapes.items()}
-        check_same("the weights are not those of the model", weights, maskable)
-        check_same("the rest is not that of the model", info.rest, own)
+        masked = {name: rest.pop(name) for name in maskable if name in weights}
+        check_same("the weights are not those of the model", weights, masked)
+        check_same("the rest is not that of the model", info.rest, rest)
         check_same("the buffers are not those of the model", info.buffers, persistent)
         need(info.tied == tied, f"the ties are not those of the model: {info.tied}, not {tied}")
         for name, buffer in persistent.items():
@@ -108,9 +110,9 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> tuple[State, Info]:
         for name, mask in unpack_masks(info, tensors["masks"]):
             prototype = _prototype(info, tensors, name)
             weight = fill_weights(prototype, {name: info.shapes[name]}, info.strategy)[name]
-            state.weights[name] = finite(name, maskable[name], weight)
-            state.scores[name] = like(maskable[name], mask).requires_grad_()
-        for name, parameter in own.items():
+            state.weights[name] = finite(name, masked[name], weight)
+            state.scores[name] = like(masked[name], mask).requires_grad_()
+        for name, parameter in rest.items():
             values = finite(name, parameter, tensors[f"rest/{name}"])
             state.rest[name] = values.requires_grad_(parameter.requires_grad)
     for name, buffer in buffers.items():

@@ -7,7 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from pemn_ref.atomic import write
-from pemn_ref.checks import Shapes, Tensors, check_finite, check_model, check_same
+from pemn_ref.checks import (
+    Density,
+    Shapes,
+    Tensors,
+    check_finite,
+    check_model,
+    check_same,
+    each_density,
+)
 from pemn_ref.file.bits import pack_masks
 from pemn_ref.file.header import Info, check_values, checksum_of, make_header, need, stored_tensors
 from pemn_ref.file.names import stored_names
@@ -24,7 +32,7 @@ def save(
     state: State,
     strategy: Strategy,
     *,
-    density: float,
+    density: Density,
     tag: str = "",
     half: bool = False,
 ) -> None:
@@ -41,7 +49,7 @@ def save(
             share a prototype differ in dtype, a score, prototype or rest is not finite, a dtype is
             not one of the format, a tensor has more than 64 dimensions, the header more than
             100,000,000 bytes, ``tag`` is not a str without lone surrogates, or ``density`` lies
-            outside (0, 1].
+            outside (0, 1] or has other names than the masked weights.
         OSError: as ``pemn_ref.atomic.write``.
 
     >>> import pathlib, tempfile
@@ -55,15 +63,16 @@ def save(
     """
     whole = isinstance(tag, str) and not re.search(r"[\ud800-\udfff]", tag)
     need(whole, f"tag must be a str without lone surrogates, got {tag!r}")
-    shapes = maskable_shapes(model)
-    maskable = {name: model.get_parameter(name) for name in shapes}
+    shapes = {n: shape for n, shape in maskable_shapes(model).items() if n in state.weights}
+    masked = {name: model.get_parameter(name) for name in shapes}
     check_model(model, state.weights, state.rest, state.buffers)
-    check_same("the weights do not fit the model", state.weights, maskable)
-    check_same("the scores do not fit the model", state.scores, maskable)
+    check_same("the weights do not fit the model", state.weights, masked)
+    check_same("the scores do not fit the model", state.scores, masked)
     check_finite(state.scores)
     named = type(strategy) is Strategy  # a subclass groups in ways that a reader does not know
     need(named, f"strategy must be mask, one_layer, mp or rp(ratio) in a file, got {strategy!r}")
-    masks = [score_mask(state.scores[name].detach(), density=density) for name in shapes]
+    each = each_density(density, shapes)
+    masks = [score_mask(state.scores[name].detach(), density=each[name]) for name in shapes]
     rest = {n: t.half() if half and t.is_floating_point() else t for n, t in state.rest.items()}
     tied, stored = stored_names(model)
     info = Info(

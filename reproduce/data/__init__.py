@@ -1,4 +1,4 @@
-"""Images by seed, epoch and index, whichever process asks for them.
+"""Images by seed, epoch and index, whatever the batch size, device or process.
 
 Imports nothing else of the experiments.
 """

@@ -82,7 +82,7 @@ def _load_data(
 
 def _count_disk(plan: Plan, out: Path) -> str:
     """A checkpoint is written while the one before is still there."""
-    sizes = [size(learned(run.cell)) for run in plan.missing]
+    sizes = [size(learned(run.cell), bfloat16=False) for run in plan.missing]
     checkpoint = max((of_one.state + of_one.optimizer for of_one in sizes), default=0)
     needed = sum(of_one.file for of_one in sizes) + 2 * checkpoint
     free = shutil.disk_usage(out).free
@@ -94,7 +94,8 @@ def _count_disk(plan: Plan, out: Path) -> str:
 
 def _try_largest(cells: Sequence[Cell], device: Device, together: int) -> str:
     """Two steps where somebody counts their memory, else what was counted without a step."""
-    largest = max(map(learned, cells), key=lambda cell: size(cell).memory)
+    sizes = {cell: size(cell, bfloat16=device.bfloat16) for cell in map(learned, cells)}
+    largest = max(sizes, key=lambda cell: sizes[cell].memory)
     free = device.free_memory()
 
     def two_steps() -> None:
@@ -108,7 +109,8 @@ def _try_largest(cells: Sequence[Cell], device: Device, together: int) -> str:
         peak = device.peak_memory(two_steps)
     except torch.OutOfMemoryError:
         raise TrialError(f"{what} does not fit in {free / 1e9:.2f} GB: {less}") from None
-    needed = PROCESS * size(largest).memory if peak is None else peak + size(largest).images
+    counted = sizes[largest]
+    needed = PROCESS * counted.memory if peak is None else peak + counted.images
     each = f", each of {together}" if together > 1 else ""
     what += f" needs {needed / 1e9:.2f} GB{each}, {free / 1e9:.2f} GB are free"
     if together * needed > free:
@@ -117,7 +119,7 @@ def _try_largest(cells: Sequence[Cell], device: Device, together: int) -> str:
 
 
 def _estimate(plan: Plan, device: Device) -> str:
-    costs = measure(plan.cells, device)
+    costs = measure(plan.cells, device, lambda _: None)
     paces = {}
     for cell in plan.cells:
         cost = costs[kind(cell)]

@@ -1,15 +1,15 @@
 """What it costs to train a cell: memory is counted, time measured on the device at hand."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cache
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, UntypedStorage
-from torch.autograd.graph import saved_tensors_hooks
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from reproduce.bench.launches import Kept, count_forward, storages
 from reproduce.bench.steps import augmentation
 from reproduce.bench.timing import fastest
 from reproduce.data.datasets import DATASETS
@@ -23,7 +23,7 @@ from reproduce.training.step import training_step
 ASSUMPTIONS = (
     "Estimated from the fastest of three steps that learn a mask, which no other cell exceeds, as"
     " if nothing else ran, and from the augmentation of noise; a held-out image takes a third of a"
-    " step. Memory: of float32 tensors; bfloat16 needs less, a process on a CPU up to half more."
+    " step. Memory: of tensors; a process on a CPU takes up to half more."
 )
 
 
@@ -53,10 +53,11 @@ class Size(NamedTuple):
 
 
 @cache
-def size(cell: Cell) -> Size:
-    """Counted over float32 tensors that have shapes and no values: nothing is computed.
+def size(cell: Cell, *, bfloat16: bool) -> Size:
+    """Counted over tensors that have shapes and no values: nothing is computed.
 
-    The weights of the attention are among them, which the fused kernels of a GPU do not keep.
+    ``bfloat16`` is that of the device, and stands for a GPU: activations are those of mixed
+    precision there. Without it all is float32, and the weights of the attention are kept.
     """
     dataset, meta = DATASETS[cell.dataset], torch.device("meta")
     network = make_network(cell, 0, meta)
@@ -64,23 +65,21 @@ def size(cell: Cell) -> Size:
     images = torch.empty(shape, device=meta)
     labels = torch.empty(len(images), dtype=torch.long, device=meta)
     plain = network.model.state_dict(keep_vars=True)
-    state = _storages([*plain.values(), *network.tensors.values()])
-    kept: dict[int, UntypedStorage] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        kept.update(_storages([tensor]))
-        return tensor
-
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
-        cross_entropy(network.logits(images), labels)
-    activations = [storage.nbytes() for key, storage in kept.items() if key not in state]
-    optimizer = make_optimizer(cell.recipe, network.trained)
+    own = [*plain.values(), *network.tensors.values()]
+    if bfloat16:
+        _, _, activations = count_forward(cell)
+    else:
+        kept = Kept()
+        with kept:
+            cross_entropy(network.logits(images), labels)
+        activations = kept.beside(own)
+    optimizer = make_optimizer(cell.recipe, network.trained, fused=False)
     for tensor in network.trained:
         tensor.grad = torch.empty_like(tensor)
     optimizer.step()
     moments = [value for of_one in optimizer.state.values() for value in of_one.values()]
     return Size(
-        state=sum(storage.nbytes() for storage in state.values()),
+        state=sum(storage.nbytes() for storage in storages(own).values()),
         gradients=sum(tensor.nbytes for tensor in network.trained),
         optimizer=sum(value.nbytes for value in moments if isinstance(value, Tensor)),
         activations=sum(activations) + 2 * max(activations),
@@ -88,11 +87,6 @@ def size(cell: Cell) -> Size:
         + dataset.train * images[0].numel() * (1 if dataset.mean else 4),
         file=network.storage.dense_bits // 8,
     )
-
-
-def _storages(tensors: Iterable[Tensor]) -> dict[int, UntypedStorage]:
-    """What the tensors lie in, each once."""
-    return {id(storage): storage for storage in (tensor.untyped_storage() for tensor in tensors)}
 
 
 class Cost(NamedTuple):
@@ -120,11 +114,17 @@ def kind(cell: Cell) -> Kind:
     return cell.model, DATASETS[cell.dataset].size
 
 
-def measure(cells: Iterable[Cell], device: Device) -> dict[Kind, Cost | None]:
-    """The cost of each kind of cell; None where the memory of the device is too small."""
+def measure(
+    cells: Iterable[Cell], device: Device, say: Callable[[str], object]
+) -> dict[Kind, Cost | None]:
+    """The cost of each kind of cell; None where the memory of the device is too small.
+
+    Each is said before it is measured: on a CPU that takes a while.
+    """
     costs: dict[Kind, Cost | None] = {}
     for cell in cells:
         if kind(cell) not in costs:
+            say(f"measuring a step of {cell.model.label} on {cell.dataset}")
             try:
                 costs[kind(cell)] = _measure(learned(cell), device)
             except (MemoryError, RuntimeError) as error:

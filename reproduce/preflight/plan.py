@@ -105,8 +105,11 @@ def read_plan(study: Study, seeds: Sequence[int], out: Path, ledger: Path | None
     return Plan(study, runs, stale)
 
 
-def make_table(plan: Plan, costs: Mapping[Kind, Cost | None]) -> Table:
-    """One line for each model on one dataset: how many of its runs are how far, what is left."""
+def make_table(plan: Plan, costs: Mapping[Kind, Cost | None], *, bfloat16: bool) -> Table:
+    """One line for each model on one dataset: how many of its runs are how far, what is left.
+
+    ``bfloat16`` is as ``size`` takes it.
+    """
     table = console.table(caption=ASSUMPTIONS, padding=0)  # for 80 columns
     table.add_column("model", no_wrap=True)
     table.add_column("dataset", overflow="fold")
@@ -129,7 +132,7 @@ def make_table(plan: Plan, costs: Mapping[Kind, Cost | None]) -> Table:
             str(len(states)),
             *(str(states.count(state)) for state in ("done", "begun", "failed")),
             str(len(of_group.stale)),
-            f"{size(learned(first)).memory / 1e9:.2f}",
+            f"{size(learned(first), bfloat16=bfloat16).memory / 1e9:.2f}",
             speed,
             left,
         )

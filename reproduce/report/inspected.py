@@ -1,11 +1,13 @@
 """What a compressed file holds, for people: ``python -m reproduce inspect``."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from rich.table import Table
 
 import pemn_ref as pemn
+from pemn_ref.checks import each_density
 from pemn_ref.file import Info, inspect
 from reproduce.report import console
 
@@ -29,21 +31,23 @@ def _table(*columns: str, title: str | None, caption: str) -> Table:
 
 
 def _layers(info: Info) -> Table:
+    density = "by layer" if isinstance(info.density, Mapping) else info.density
     ratio = f", ratio {info.strategy.ratio}" if info.strategy.name == "rp" else ""
     table = _table(
         "layer",
         "shape",
         "kept",
         "bits",
-        title=f"{info.strategy.name}{ratio}, density {info.density}",
+        title=f"{info.strategy.name}{ratio}, density {density}",
         caption=f"tag: {info.tag!r}" if info.tag else "no tag",
     )
 
     def add(name: str, shape: torch.Size, kept: str, bits: int) -> None:
         table.add_row(name, "x".join(map(str, shape)) or "1", kept, f"{bits:,}")
 
+    each = each_density(info.density, info.shapes)
     for name, shape in info.shapes.items():
-        kept = pemn.kept(shape.numel(), info.density)
+        kept = pemn.kept(shape.numel(), each[name])
         add(name, shape, f"{kept:,}", shape.numel())
     table.add_section()
     parts = {"prototype": info.prototype, "rest": info.rest, "buffer": info.buffers}

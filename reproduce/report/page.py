@@ -51,7 +51,9 @@ def write_page(ledger: Path, out: Path, say: Callable[[str], None]) -> list[Path
 
 
 def make_page(ledger: Path, say: Callable[[str], None]) -> str:
-    """Its text, as Markdown. A file ``STUDY.md`` in the ledger is put before that study's tables.
+    """Its text, as Markdown.
+
+    A file ``STUDY.md`` in the ledger is put before that study's tables, ``program.md`` at the end.
 
     Raises:
         OSError: if the ledger cannot be read.
@@ -85,7 +87,7 @@ def _page(ledger: Path, studies: _Studies) -> str:
             parts.append(markdown(make_table(group, rows)))
             if measured(group.cells, rows):
                 parts.append(_picture(group.stem, group.title))
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, *_notes(ledger, "program")]) + "\n"
 
 
 def _notes(ledger: Path, study: str) -> list[str]:

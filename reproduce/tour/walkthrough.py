@@ -434,4 +434,6 @@ figure.savefig(OUT / "8-bytes.png", dpi=150)
 # bytes are its masks and its prototype with `rp(0.001)`, and how many are its weights when dense?
 #
 # Next: the README shows it in your own loop, `pemn_ref` is read in the order of its `__init__.py`,
-# and `python -m reproduce run` measures it all again with three seeds.
+# and `python -m reproduce run` measures it all again with three seeds. Or write it yourself:
+# `python -m spec_tests start my_pemn.py` writes a skeleton, and
+# `python -m spec_tests run --impl my_pemn` says, step by step, what is right and what is next.

@@ -40,6 +40,14 @@ class Device:
             torch.cuda.synchronize(self.torch)
 
     @property
+    def fused(self) -> bool:
+        """Whether the optimizer updates all tensors in a few launches.
+
+        Not on a CPU, where that would save nothing and give rows other bits.
+        """
+        return not self._on_cpu
+
+    @property
     def slow(self) -> bool:
         """Whether a cell of the paper takes days there: trials are small then."""
         return self._on_cpu

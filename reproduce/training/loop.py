@@ -38,16 +38,19 @@ def rate(recipe: Recipe, progress: float) -> float:
             return highest / 10.0 ** ((progress > 1 / 2) + (progress > 3 / 4))
 
 
-def make_optimizer(recipe: Recipe, tensors: Iterable[Tensor]) -> torch.optim.Optimizer:
-    """The optimizer of a recipe, all tensors in one group."""
+def make_optimizer(
+    recipe: Recipe, tensors: Iterable[Tensor], *, fused: bool
+) -> torch.optim.Optimizer:
+    """The optimizer of a recipe, all tensors in one group; ``fused`` as a device says it."""
     lr, decay = recipe.learning_rate, recipe.weight_decay
     match recipe.optimizer:
         case "adamw":
-            return torch.optim.AdamW(tensors, lr, weight_decay=decay)
+            return torch.optim.AdamW(tensors, lr, weight_decay=decay, fused=fused)
         case "adam":
-            return torch.optim.Adam(tensors, lr, weight_decay=decay)
+            return torch.optim.Adam(tensors, lr, weight_decay=decay, fused=fused)
         case "sgd":
-            return torch.optim.SGD(tensors, lr, momentum=recipe.momentum, weight_decay=decay)
+            momentum = recipe.momentum
+            return torch.optim.SGD(tensors, lr, momentum, weight_decay=decay, fused=fused)
 
 
 @dataclass
@@ -85,7 +88,7 @@ def train(
         FloatingPointError: if the loss of an epoch is not finite, or the network after the last.
         Stopped, CheckpointError, OSError: as ``checkpoint`` has it.
     """
-    optimizer = make_optimizer(recipe, network.trained)
+    optimizer = make_optimizer(recipe, network.trained, fused=device.fused)
     at = _Position(torch.zeros((), device=device.torch), images=0, step=0, seconds=0.0, history=[])
     if checkpoint:
         _resume(checkpoint, network, optimizer, at)

@@ -64,7 +64,11 @@ def make_model(cell: Cell, seed: int) -> nn.Module:
 
 def make_network(cell: Cell, seed: int, device: torch.device) -> Network:
     """The network of a cell before training, the same on every device."""
-    model = make_model(cell, seed).to(device)
+    return network_of(cell, make_model(cell, seed).to(device), seed)
+
+
+def network_of(cell: Cell, model: nn.Module, seed: int) -> Network:
+    """The network of a cell before training, made of its plain ``model``, wherever that lies."""
     if cell.masking is not None:
         return masked_network(cell, model, pemn.init(model, cell.masking, seed=seed))
     if cell.density is not None:

@@ -102,7 +102,7 @@ def train_run(
         trained_on=len(train_images),
         data=digest(*images),
         history=history,
-        storage=Storage(*network.storage),
+        storage=Storage(**network.storage._asdict()),
         bytes=file.stat().st_size,
         seconds=round(seconds, 3),
         images_per_second=round(len(train_images) * len(history) / seconds, 1),

@@ -10,30 +10,40 @@ from reproduce.data.datasets import DATASETS
 from reproduce.study.cells import Cell
 from reproduce.training.device import Device
 from reproduce.training.loop import make_optimizer
-from reproduce.training.networks import make_network
+from reproduce.training.networks import Network, make_network
 
 
-def training_step(
-    cell: Cell, batch: int, device: Device, *, compiled: bool
-) -> Callable[[], object]:
-    """One step of the training loop on images that are there already."""
-    network = make_network(cell, 0, device.torch)
-    optimizer = make_optimizer(cell.recipe, network.trained)
-    dataset = DATASETS[cell.dataset]
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(batch, dataset.channels, dataset.size, dataset.size, generator=generator)
-    labels = torch.randint(dataset.classes, (batch,), generator=generator)
-    x, y = device.put((images, labels))
-    network.model.train()
-    logits: Callable[[Tensor], Tensor] = network.logits
-    if compiled:
-        logits = torch.compile(logits)
+class Step:
+    """One step of the training loop on images that are there already: call it, or its parts."""
 
-    def step() -> None:
-        with device.mixed_precision():
-            loss = cross_entropy(logits(x), y)
-        optimizer.zero_grad()
+    def __init__(self, cell: Cell, network: Network, batch: int, device: Device) -> None:
+        self.network, self.device = network, device
+        self.logits: Callable[[Tensor], Tensor] = network.logits
+        self.optimizer = make_optimizer(cell.recipe, network.trained, fused=device.fused)
+        dataset = DATASETS[cell.dataset]
+        generator = torch.Generator().manual_seed(0)
+        shape = batch, dataset.channels, dataset.size, dataset.size
+        images = torch.randn(shape, generator=generator)
+        labels = torch.randint(dataset.classes, (batch,), generator=generator)
+        self.images, self.labels = device.put((images, labels))
+        network.model.train()
+
+    def forward(self) -> Tensor:
+        """The loss."""
+        with self.device.mixed_precision():
+            return cross_entropy(self.logits(self.images), self.labels)
+
+    def __call__(self) -> None:
+        """All of it."""
+        loss = self.forward()
+        self.optimizer.zero_grad()
         loss.backward()
-        optimizer.step()
+        self.optimizer.step()
 
+
+def training_step(cell: Cell, batch: int, device: Device, *, compiled: bool) -> Step:
+    """A step of the cell's own network."""
+    step = Step(cell, make_network(cell, 0, device.torch), batch, device)
+    if compiled:
+        step.logits = torch.compile(step.logits)
     return step

@@ -56,9 +56,9 @@ def check_finite(right: Any, scores: Any) -> None:
 
 @rebinds("E8", "missing tensors are silently the model's own")
 def _(right: Any) -> Rebound:
-    def by_place(model: nn.Module, parameters: Any, buffers: Any) -> Any:
-        own = dict(model.named_parameters())
-        return right.by_place(model, own | parameters, dict(model.named_buffers()) | buffers)
+    def by_place(model: nn.Module, tensors: Any) -> Any:
+        own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        return right.by_place(model, own | tensors)
 
     return {"check_same": lambda what, got, want: None, "by_place": by_place}
 

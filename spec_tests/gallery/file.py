@@ -164,3 +164,10 @@ def save(
 ) -> None:
     model.load_state_dict(right.materialize(model, state, density=density))
     right.save(path, model, state, *args, density=density, **kw)
+
+
+@mistake("C16", "layers that were left out are read as frozen")
+def load(right: Any, path: Any, model: nn.Module) -> Any:
+    state, info = right.load(path, model)
+    rest = {n: t for n, t in state.rest.items() if n not in right.maskable_shapes(model)}
+    return state._replace(rest=rest), info

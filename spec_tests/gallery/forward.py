@@ -198,6 +198,13 @@ def init(right: Any, model: nn.Module, strategy: Any, *, seed: int) -> Any:
     return right.init(model, strategy, seed=seed)
 
 
+@mistake("W12", "the prototype is drawn for all layers, those left out too")
+def init(right: Any, model: nn.Module, strategy: Any, *, seed: int, shapes: Any = None) -> Any:
+    state = right.init(model, strategy, seed=seed, shapes=shapes)
+    everything = right.init(model, strategy, seed=seed)
+    return state._replace(weights={name: everything.weights[name] for name in state.weights})
+
+
 @rebinds("W20", "the first convolution is run with a mask of its own for every channel")
 def _(right: Any) -> Rebound:
     def apply_mask(weights: Any, scores: Any, *, density: float) -> Any:
@@ -229,7 +236,7 @@ def masked_forward(
 ) -> Any:
     tensors = {**right.apply_mask(w, s, density=density), **rest, **b}
     accessor = nn.utils._named_member_accessor.NamedMemberAccessor(model)
-    own, _ = accessor.swap_tensors_dict(right.by_place(model, {**tensors}, b))
+    own, _ = accessor.swap_tensors_dict(right.by_place(model, tensors))
     output = model(*args, **kw)
     accessor.swap_tensors_dict(own)
     return output

@@ -124,3 +124,9 @@ def apply_mask(right: Any, weights: Any, scores: Any, *, density: float) -> Any:
 @mistake("M9", "masks kept from the first time that scores were seen")
 def score_mask(right: Any, scores: Tensor, *, density: float) -> Any:
     return vars(scores).setdefault("mask", right.score_mask(scores, density=density))
+
+
+@mistake("M10", "the density of the first layer is that of all")
+def apply_mask(right: Any, weights: Any, scores: Any, *, density: Any) -> Any:
+    one = next(iter(density.values()), 0.5) if isinstance(density, dict) else density
+    return right.apply_mask(weights, scores, density=one)

@@ -31,3 +31,8 @@ def storage(right: Any, shapes: Any, strategy: Any, others: Any = ()) -> Any:
 @mistake("S5", "every other tensor counted at 32 bits")
 def storage(right: Any, shapes: Any, strategy: Any, others: Any = ()) -> Any:
     return right.storage(shapes, strategy, [other.float() for other in others])
+
+
+@mistake("S6", "shapes alone are taken for a whole model")
+def storage(right: Any, shapes: Any, strategy: Any, others: Any = ()) -> Any:
+    return right.storage(shapes, strategy, others)

@@ -70,8 +70,12 @@ def test_runs_are_done_failed_begun_or_to_train(out: Path) -> None:
 
 def test_command_lists_them_and_what_is_left(out: Path, command: Command) -> None:
     arguments = ("plan", "--device", "cpu", "--out", out, "--seeds", "1")
-    code, lines, _ = command(*arguments)
+    code, lines, said = command(*arguments)
     assert code == 0
+    assert said.splitlines() == [
+        "measuring a step of convmixer-d2-w32 on digits",
+        "counting memory",
+    ]
     group, *_ = (line.split() for line in lines.splitlines() if "convmixer-d2-w32" in line)
     assert group[1:7] == ["digits", "9", "1", "1", "1", "1"]  # runs, done, begun, failed, stale
     dense, mask, one_layer, mp = (cell.run_id(0) for cell in DIGITS.cells[:4])
@@ -99,7 +103,9 @@ def test_plan_says_where_data_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
 ) -> None:
     monkeypatch.setattr(cost, "_measure", lambda *_: Cost(1, 0))
-    monkeypatch.setattr("reproduce.preflight.plan.size", lambda _: cost.Size(0, 0, 0, 0, 0, 0))
+    monkeypatch.setattr(
+        "reproduce.preflight.plan.size", lambda *_, **__: cost.Size(0, 0, 0, 0, 0, 0)
+    )
     (tmp_path / "cifar-100-python").mkdir()
     arguments = ("--all", "--model", "resnet32", "--data", tmp_path, "--out", "none")
     code, output, _ = command("plan", "--device", "cpu", *arguments)
@@ -137,7 +143,7 @@ def test_table_of_the_paper_fits_80_columns_and_has_a_line_for_each_group() -> N
     costs: dict[cost.Kind, Cost | None] = {kind(cell): Cost(1e-3, 2e-3) for cell in study.cells}
     console = Console(width=80)
     with console.capture() as captured:
-        console.print(make_table(planned(study, 200), costs))
+        console.print(make_table(planned(study, 200), costs, bfloat16=False))
     lines = captured.get().splitlines()
     assert sum("resnet" in line for line in lines) == 4
     assert "…" not in captured.get()
@@ -168,14 +174,14 @@ def test_cost_of_a_step_is_split_into_that_of_images_and_the_rest(
     monkeypatch.setattr(cost, "augmentation", lambda _, batch, __: 2 * batch)
     monkeypatch.setattr(cost, "fastest", lambda batch, **_: 0.3 + 0.01 * batch)
     cell = DIGITS.cells[0]
-    measured = measure([cell], DEVICE)[kind(cell)]
+    measured = measure([cell], DEVICE, print)[kind(cell)]
     assert measured == pytest.approx(Cost(0.01 + 0.3 / 64, 0.02 + 0.3 / 64))
 
     class Fast(Device):
         slow = False
 
     fast = Fast(**vars(DEVICE))
-    assert measure([cell], fast) == {kind(cell): Cost((0.3 + 0.64) / 64, (0.3 + 1.28) / 64)}
+    assert measure([cell], fast, print) == {kind(cell): Cost((0.3 + 0.64) / 64, (0.3 + 1.28) / 64)}
 
 
 def test_each_kind_is_measured_once(
@@ -193,8 +199,12 @@ def test_each_kind_is_measured_once(
             ("digits", "plain"),
         )
     ]
-    costs = measure(cells, DEVICE)
+    said: list[str] = []
+    costs = measure(cells, DEVICE, said.append)
     assert measured == [learned(cells[0]), learned(cells[2])]
+    assert said == [
+        f"measuring a step of convmixer-d1-w4 on {name}" for name in ("cifar10", "digits")
+    ]
     assert list(costs) == [(tiny, 32), (tiny, 8)]
     for known in costs.values():
         assert known is not None
@@ -207,11 +217,11 @@ def test_what_does_not_fit_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(cost, "training_step", too_small)
     study = DIGITS.chosen(strategies=["mp"])
-    costs = measure(study.cells, DEVICE)
+    costs = measure(study.cells, DEVICE, print)
     assert costs == {kind(study.cells[0]): None}
     console = Console(width=80)
     with console.capture() as captured:
-        console.print(make_table(planned(study, 1), costs))
+        console.print(make_table(planned(study, 1), costs, bfloat16=False))
     assert "too large" in captured.get()
 
 
@@ -230,7 +240,7 @@ def test_counted_memory_is_what_two_real_steps_allocate(family: str) -> None:
         if event.name() == "[memory]":
             held += event.nbytes()
             peak = max(peak, held)
-    counted = size(cell)
+    counted = size(cell, bfloat16=False)
     assert counted.memory - counted.images == pytest.approx(peak, rel=0.2)
 
 
@@ -240,7 +250,7 @@ def test_counted_state_is_that_of_a_real_network(family: str) -> None:
     network = make_network(cell, 0, DEVICE.torch)
     dense = sum(tensor.nbytes for tensor in network.model.state_dict().values())
     trained = sum(tensor.nbytes for tensor in network.trained)
-    counted = size(cell)
+    counted = size(cell, bfloat16=False)
     assert counted.state == dense + sum(tensor.nbytes for tensor in network.tensors.values())
     assert counted.gradients == trained
     moments = 1 if family == "resnet" else 2
@@ -250,8 +260,9 @@ def test_counted_state_is_that_of_a_real_network(family: str) -> None:
 
 def test_activations_grow_with_the_batch_and_nothing_else_does() -> None:
     (cell,) = DIGITS.chosen(strategies=["dense"]).cells
-    one = size(cell)
-    two = size(replace(cell, recipe=cell.recipe.changed(batch=2 * cell.recipe.batch)))
+    one = size(cell, bfloat16=False)
+    larger = replace(cell, recipe=cell.recipe.changed(batch=2 * cell.recipe.batch))
+    two = size(larger, bfloat16=False)
     assert two._replace(activations=0) == one._replace(activations=0)
     once = 2 * one.activations - two.activations
     assert 0 < once < one.file / 4  # statistics of batch-norm, but no weights
@@ -260,7 +271,7 @@ def test_activations_grow_with_the_batch_and_nothing_else_does() -> None:
 
 def test_images_to_train_on_are_bytes_and_held_out_ones_float32() -> None:
     first = PAPER.chosen(datasets=["cifar10"]).cells[0]
-    assert size(first).images == 50_000 * 3_072 + 10_000 * 3_072 * 4
+    assert size(first, bfloat16=False).images == 50_000 * 3_072 + 10_000 * 3_072 * 4
 
 
 def test_numbers_of_images_are_those_of_the_dataset() -> None:
