@@ -110,18 +110,22 @@ def train_run(
 
 def _conditions(device: Device) -> dict[str, Any]:
     """What the numbers were measured with."""
-    versions = Versions(
+    return {
+        "device": str(device.torch),
+        "hardware": Hardware(device.hardware, torch.get_num_threads()),
+        "versions": versions(),
+        "commit": COMMIT,
+    }
+
+
+def versions() -> Versions:
+    """Of all that numbers depend on."""
+    return Versions(
         python=platform.python_version(),
         torch=str(torch.__version__),
         torchvision=version("torchvision"),
         pemn_ref=pemn.__version__,
     )
-    return {
-        "device": str(device.torch),
-        "hardware": Hardware(device.hardware, torch.get_num_threads()),
-        "versions": versions,
-        "commit": COMMIT,
-    }
 
 
 def _commit() -> str | None:
