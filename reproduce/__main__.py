@@ -36,6 +36,7 @@ from reproduce.options import (
     chosen,
     complain,
     exit_code,
+    find_one,
     naming,
     need_folder,
     numbers_of,
@@ -45,6 +46,8 @@ from reproduce.options import (
 from reproduce.report.console import console
 
 if TYPE_CHECKING:
+    import torch
+
     from reproduce.bench.timing import Ratio
     from reproduce.preflight.plan import Plan
     from reproduce.runs.study import Train
@@ -86,6 +89,9 @@ def run(
     on_cpu: Annotated[
         bool, typer.Option("--on-cpu", help="Train cells of the paper without a GPU, too.")
     ] = False,
+    unchecked: Annotated[
+        bool, typer.Option("--unchecked", help="Train cells of the paper without a check.")
+    ] = False,
     on_ray: Annotated[
         bool, typer.Option("--ray", help="Let Ray train many at once; needs the extra ray.")
     ] = False,
@@ -105,38 +111,40 @@ def run(
     By default a small ConvMixer on digits, about a minute of training on a CPU: a demonstration,
     not a cell of the paper. The same command goes on where an earlier one was stopped or killed,
     and any number of processes may share a folder. Before cells of the paper are trained, check
-    looks whether they can be. Exit codes: 0 all done, 2 bad input or files, or a device that fails
-    a check, 3 some runs failed or were skipped, 4 stopped by --max-minutes, 130 or 143 interrupted.
+    looks whether they can be: once for a folder, a device and its versions. Exit codes: 0 all done,
+    2 bad input or files, or a device that fails a check, 3 some runs failed or were skipped, 4
+    stopped by --max-minutes, 130 or 143 interrupted.
     """
     # Imported here: they load torch, for which --help should not wait, and Ctrl-C may come.
     from reproduce.preflight.plan import read_plan
     from reproduce.report.finished import show_finished
     from reproduce.runs.study import run_study, train_here
     from reproduce.training.checkpoint import CheckpointError, Stopped, stopping
+    from reproduce.training.device import open_device
 
     if (address or cells_per_gpu) and not on_ray:
         raise typer.BadParameter(f"{address or cells_per_gpu} is for --ray, which is not there")
     wanted = chosen(study, all_, model, strategy, dataset, only)
     if epochs:
         wanted = wanted.shortened(epochs)
-    here: Device | None
-    train: Train
+    where: torch.device | None
+    train: Train | None = None
     if on_ray:
         from reproduce.runs.cluster import open_cluster
 
         with naming("--ray"):
             cluster = open_cluster(address, device, cells_per_gpu)
-        here, train = cluster.here, cluster.train
+        where, train = cluster.here, cluster.train
     else:
-        here = open_one(device, wanted.threads)
-        train = partial(train_here, here)
+        where = find_one(device, wanted.threads)
     numbers = numbers_of(wanted, seeds, seed)
     printer = console()
     start = time.monotonic()
     try:
         if wanted.name == "paper":
             found = read_plan(wanted, numbers, out, ledger)
-            _prepare(found, here, data, out, on_cpu, cells_per_gpu or 1)
+            _prepare(found, where, data, out, on_cpu, unchecked, cells_per_gpu or 1)
+        train = train or partial(train_here, open_device(str(where)))
         if max_minutes is not None:
             max_minutes -= (time.monotonic() - start) / 60  # of the check
         with stopping(max_minutes) as stop:
@@ -221,10 +229,10 @@ def check(
     from reproduce.preflight.plan import read_plan
 
     wanted = chosen(study, all_, model, strategy, dataset, only)
-    opened = open_one(device, wanted.threads)
+    where = find_one(device, wanted.threads)
     with refusing_files():
         found = read_plan(wanted, range(wanted.seeds), out)
-    if not check(found, opened, data, out, console().print):
+    if not check(found, where, data, out, console().print):
         raise typer.Exit(3)
 
 
@@ -349,31 +357,33 @@ def files_(out: Lines = None) -> None:
 
 def _prepare(
     plan: "Plan",
-    device: "Device | None",
+    where: "torch.device | None",
     data: Path | None,
     out: Path,
     on_cpu: bool,
+    unchecked: bool,
     together: int,
 ) -> None:
     """Before days are spent: no other device is meant, and this one can be trusted.
 
     None stands for GPUs of a cluster that this machine has not one of.
     """
-    from reproduce.preflight.check import check
+    from reproduce.preflight.check import check_once
+    from reproduce.training.device import is_slow
 
     if not plan.missing:
         return
-    if device is None:
+    if where is None:
         print("not checked, as there is no GPU here: run check on a machine of the cluster")
         return
-    if device.slow and not on_cpu:
+    if is_slow(where) and not on_cpu:
         complain(
-            f"error: {len(plan.missing)} runs to train are for a GPU, this is {device.hardware}:"
+            f"error: {len(plan.missing)} runs to train are for a GPU, not for {where}:"
             " give --on-cpu to go on nevertheless (plan says how long it takes), or take"
             " --study cifar10-small, which takes hours on a CPU"
         )
         raise typer.Exit(2)
-    if not check(plan, device, data, out, console().print, together):
+    if not unchecked and not check_once(plan, where, data, out, console().print, together):
         complain("error: nothing is trained before all that FAILED above is mended")
         raise typer.Exit(2)
 

@@ -16,6 +16,8 @@ from reproduce.memory import out_of_memory
 from reproduce.report.console import plain
 
 if TYPE_CHECKING:
+    import torch
+
     from reproduce.study.cells import Study
     from reproduce.training.device import Device
 
@@ -125,14 +127,21 @@ def need_folder(ledger: Path) -> None:
 
 def open_one(device: str | None, threads: int | None = None) -> "Device":
     """The device of that name, with so many threads; a usage error where there is none."""
+    from reproduce.training.device import open_device
+
+    return open_device(str(find_one(device, threads)))
+
+
+def find_one(device: str | None, threads: int | None) -> "torch.device":
+    """The device of that name, not opened, with so many threads; a usage error as ``open_one``."""
     import torch
 
-    from reproduce.training.device import open_device
+    from reproduce.training.device import find_device
 
     if threads:
         torch.set_num_threads(threads)
     with naming("--device"):
-        return open_device(device)
+        return find_device(device)
 
 
 @contextmanager

@@ -1,12 +1,17 @@
 """Whether a study can be trusted to a device before days are spent on it: one line a point."""
 
+import platform
 import shutil
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import msgspec
 import torch
+from filelock import FileLock, Timeout
 
+from pemn_ref.atomic import write
 from reproduce.data.datasets import load
 from reproduce.data.images import Images
 from reproduce.data.root import MissingDataError
@@ -14,16 +19,53 @@ from reproduce.preflight.cost import kind, learned, measure, size
 from reproduce.preflight.plan import Plan
 from reproduce.preflight.trials import TrialError, compare_numbers, stop_and_resume, train_briefly
 from reproduce.study.cells import Cell
-from reproduce.training.device import Device
+from reproduce.training.device import Device, open_device
+from reproduce.training.program import PROGRAM
 from reproduce.training.step import training_step
 
 # A process on a CPU took up to so many times the tensors that are counted.
 PROCESS = 1.6
 
 
+def check_once(
+    plan: Plan,
+    where: torch.device,
+    data: Path | None,
+    out: Path,
+    say: Callable[[str], None],
+    together: int = 1,
+) -> bool:
+    """``check``, unless it was good before: for this folder, machine, device and versions.
+
+    One process at a time; others wait, and use what it found.
+
+    Raises:
+        OSError: as ``check``.
+    """
+    path = out / "checked" / f"{platform.node()}-{where}.json".replace(":", "-")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    now = msgspec.json.encode(PROGRAM)
+    lock = FileLock(path.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say(f"another process checks {where}: waiting for it")
+        lock.acquire()
+    try:
+        if path.exists() and path.read_bytes() == now:
+            say(f"ok       checked before, as {path} says")
+            return True
+        good = check(plan, where, data, out, say, together)
+        if good:
+            write(path, now)
+        return good
+    finally:
+        lock.release()
+
+
 def check(
     plan: Plan,
-    device: Device,
+    where: torch.device,
     data: Path | None,
     out: Path,
     say: Callable[[str], None],
@@ -32,8 +74,8 @@ def check(
     """Whether what the plan still has to train can be trained there; says a line for each point.
 
     ``data`` and ``out`` are those of ``run_study``; so many cells will be trained ``together`` on
-    the device. Runs on a dataset that is missing will be skipped, so that it is a failure only
-    where there is no other.
+    the device, which is opened after the processes of ``stop_and_resume`` have ended. Runs on a
+    dataset that is missing will be skipped, so that it is a failure only where there is no other.
 
     Raises:
         OSError: if ``out`` cannot be written.
@@ -43,14 +85,15 @@ def check(
     out.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out, prefix="check-") as name:
         folder = Path(name).resolve()
+        device = cache(lambda: open_device(str(where)))
         points: dict[str, Callable[[], str]] = {
             "data": lambda: _load_data(cells, data, images, say),
             "disk": lambda: _count_disk(plan, out),
-            "numbers": lambda: compare_numbers(cells, device),
-            "training": lambda: train_briefly(cells, images, device, folder),
-            "resuming": lambda: stop_and_resume(device, folder),
-            "memory": lambda: _try_largest(cells, device, together),
-            "time": lambda: _estimate(plan, device),
+            "resuming": lambda: stop_and_resume(where, folder),
+            "numbers": lambda: compare_numbers(cells, device()),
+            "training": lambda: train_briefly(cells, images, device(), folder),
+            "memory": lambda: _try_largest(cells, device(), together),
+            "time": lambda: _estimate(plan, device()),
         }
         good = True
         for point, judge in points.items():
@@ -59,7 +102,7 @@ def check(
             except Exception as error:  # whatever it is: the other points are still of interest
                 say(f"FAILED   {point}: {' '.join((str(error) or repr(error)).split())}")
                 good = False
-        device.release_memory()
+        device().release_memory()
     return good
 
 

@@ -157,23 +157,25 @@ def train_briefly(
     return f"the loss falls in {STEPS} steps: {', '.join(said)}"
 
 
-def stop_and_resume(device: Device, folder: Path) -> str:
+def stop_and_resume(where: torch.device, folder: Path) -> str:
     """The command itself, resuming a run that another process stopped, beside one in one piece.
 
     Three processes of their own, as a user's would be: the whole run, the first part, the rest.
+    This process opens the device after them, since some clusters let only one have it.
 
     Raises:
         TrialError: if the rest is not as ``compare_runs`` would have it, or a process fails.
     """
     run = _RESUMED.run_id(0)
     whole, parts = (RunStore(folder / name, "digits", print) for name in ("whole", "parts"))
-    _run(*_command(device, whole.out))
-    _run("-m", "reproduce.preflight.trials", str(device.torch), str(parts.out))
+    _run(*_command(where, whole.out))
+    _run("-m", "reproduce.preflight.trials", str(where), str(parts.out))
     content = parts.checkpoint(_RESUMED, 0, 0, Stop()).read()
     if content is None:
         raise TrialError(f"stopped without a checkpoint: {_NO_STOP}")
     kept = [Epoch(*epoch) for epoch in content["position"]["history"]]
-    _run(*_command(device, parts.out))
+    _run(*_command(where, parts.out))
+    device = open_device(str(where))
     compare_runs(parts, whole, run, kept, device)
     same = ", to the same bits" if device.repeats else ""
     return f"stopped after {len(kept)} epochs, resumed to {_RESUMED.recipe.epochs}{same}"
@@ -183,7 +185,7 @@ def stop_and_resume(device: Device, folder: Path) -> str:
 _NO_STOP = "do not stop runs there, or mend that first"
 
 
-def _command(device: Device, out: Path) -> list[str]:
+def _command(where: torch.device, out: Path) -> list[str]:
     what = ("--model", "convmixer", "--strategy", "mp", "--seeds", "1")
     epochs = ("--epochs", str(_RESUMED.recipe.epochs))
     return [
@@ -193,7 +195,7 @@ def _command(device: Device, out: Path) -> list[str]:
         *what,
         *epochs,
         "--device",
-        str(device.torch),
+        str(where),
         "--out",
         str(out),
     ]

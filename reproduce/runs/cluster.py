@@ -32,7 +32,7 @@ from reproduce.rows.row import Epoch, Row
 from reproduce.runs.study import TAKEN, Result, Work
 from reproduce.study.cells import Cell
 from reproduce.training.checkpoint import Checkpoint, Stopped, stopping
-from reproduce.training.device import Device, gpus, open_device
+from reproduce.training.device import find_device, gpus, open_device
 from reproduce.training.run import Skipped, describe, train_run
 
 
@@ -46,11 +46,11 @@ class Cluster:
     gpus: float
 
     @property
-    def here(self) -> Device | None:
-        """A device of this process like those of the runs; None where it has none."""
+    def here(self) -> torch.device | None:
+        """A device of this machine like those of the runs; None where it has none."""
         if self.device == "cuda" and not gpus():
             return None
-        return open_device(self.device)
+        return find_device(self.device)
 
     @property
     def places(self) -> int:

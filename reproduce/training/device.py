@@ -49,8 +49,8 @@ class Device:
 
     @property
     def slow(self) -> bool:
-        """Whether a cell of the paper takes days there: trials are small then."""
-        return self._on_cpu
+        """As ``is_slow``."""
+        return is_slow(self.torch)
 
     @property
     def repeats(self) -> bool:
@@ -105,8 +105,8 @@ class Device:
         return self.torch.index is None
 
 
-def open_device(name: str | None = None) -> Device:
-    """``cpu``, ``cuda`` or ``cuda:N``; by default the best that is present.
+def find_device(name: str | None = None) -> torch.device:
+    """``cpu``, ``cuda`` or ``cuda:N``; by default the best that is present. It is not opened.
 
     Raises:
         ValueError: if it is none of these, or not there.
@@ -114,23 +114,41 @@ def open_device(name: str | None = None) -> Device:
     present = gpus()
     name = name or ("cuda" if present else "cpu")
     if name == "cpu":
-        keep_freed_memory()
-        # Weights before GELU and batch-norm grow as they train, and gradients through GELU's tail
-        # then lie below the smallest normal number: a backward pass seven times as slow (measured).
-        torch.set_flush_denormal(True)
-        # bfloat16 was slower than float32 there (the backward of depthwise convolutions).
-        return Device(torch.device("cpu"), processor(), bfloat16=False)
+        return torch.device("cpu")
     match = re.fullmatch(r"cuda(?::(\d+))?", name)
     if not match:
         raise ValueError(f"a device is cpu, cuda or cuda:N, got {name!r}")
     index = int(match[1] or 0)
     if index >= present:
         raise ValueError(f"no {name!r} here: PyTorch sees {present} CUDA devices that it can use")
+    return torch.device("cuda", index)
+
+
+def open_device(name: str | None = None) -> Device:
+    """The device that ``find_device`` finds, ready to train on.
+
+    Raises:
+        ValueError: as ``find_device``.
+    """
+    where = find_device(name)
+    if is_slow(where):
+        keep_freed_memory()
+        # Weights before GELU and batch-norm grow as they train, and gradients through GELU's tail
+        # then lie below the smallest normal number: a backward pass seven times as slow (measured).
+        torch.set_flush_denormal(True)
+        # bfloat16 was slower than float32 there (the backward of depthwise convolutions).
+        return Device(where, processor(), bfloat16=False)
+    torch.cuda.set_device(where)  # else what names no device opens the first GPU, too
     return Device(
-        torch.device("cuda", index),
-        torch.cuda.get_device_name(index),
-        bfloat16=torch.cuda.get_device_capability(index) >= (8, 0),  # else emulated, and slow
+        where,
+        torch.cuda.get_device_name(where),
+        bfloat16=torch.cuda.get_device_capability(where) >= (8, 0),  # else emulated, and slow
     )
+
+
+def is_slow(where: torch.device) -> bool:
+    """Whether a cell of the paper takes days there: trials are small then."""
+    return where.index is None
 
 
 def gpus() -> int:

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import count
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from msgspec import structs
 from torch import Tensor
 
@@ -202,7 +204,7 @@ def test_a_fast_device_trains_the_cells_themselves_on_their_data_if_that_is_ther
 
 
 def test_a_run_that_is_stopped_goes_on_to_the_same_bits(tmp_path: Path) -> None:
-    said = stop_and_resume(CPU, tmp_path)
+    said = stop_and_resume(CPU.torch, tmp_path)
     assert said == "stopped after 2 epochs, resumed to 10, to the same bits"
 
 
@@ -224,7 +226,7 @@ def test_a_run_that_cannot_be_stopped_or_resumed_is_said(
 
     monkeypatch.setattr(subprocess, "run", start)
     with pytest.raises(TrialError, match=named):
-        stop_and_resume(CPU, tmp_path)
+        stop_and_resume(CPU.torch, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -320,8 +322,8 @@ def test_every_point_is_a_line_and_one_that_fails_stops_no_other(
     monkeypatch.setattr(points, "train_briefly", lambda *_: "so it does")
     plan = read_plan(DIGITS, [0], tmp_path)
     lines: list[str] = []
-    assert points.check(plan, CPU, None, tmp_path, lines.append)
-    names = ["data", "disk", "numbers", "training", "resuming", "memory", "time"]
+    assert points.check(plan, CPU.torch, None, tmp_path, lines.append)
+    names = ["data", "disk", "resuming", "numbers", "training", "memory", "time"]
     assert [line.split(":")[0].split() for line in lines] == [["ok", name] for name in names]
     assert "9 runs to train, about" in lines[-1]
     assert "convmixer-d2-w32 on digits" in lines[-1]
@@ -335,11 +337,89 @@ def test_every_point_is_a_line_and_one_that_fails_stops_no_other(
     monkeypatch.setattr(points, "compare_numbers", fail)
     monkeypatch.setattr(points, "train_briefly", stumble)
     lines.clear()
-    assert not points.check(plan, CPU, None, tmp_path, lines.append)
-    assert lines[2] == "FAILED   numbers: CUDA error: no kernel"
-    assert lines[3] == "FAILED   training: AssertionError()"
-    assert [line.split()[0] for line in lines] == ["ok", "ok", "FAILED", "FAILED", *["ok"] * 3]
+    assert not points.check(plan, CPU.torch, None, tmp_path, lines.append)
+    assert lines[3] == "FAILED   numbers: CUDA error: no kernel"
+    assert lines[4] == "FAILED   training: AssertionError()"
+    assert [line.split()[0] for line in lines] == [*["ok"] * 3, "FAILED", "FAILED", "ok", "ok"]
     assert not list(tmp_path.glob("check-*"))
+
+
+def test_device_is_opened_after_the_processes_that_resume_have_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under Slurm's EXCLUSIVE_PROCESS one process alone may have it."""
+    order: list[str] = []
+
+    def start(command: list[str], **_: object) -> object:
+        order.append("process")
+        raise TrialError
+
+    def open_it(name: str) -> Device:
+        order.append("opened")
+        return open_device(name)
+
+    monkeypatch.setattr(subprocess, "run", start)
+    for module in (points, trials):
+        monkeypatch.setattr(module, "open_device", open_it)
+    monkeypatch.setattr(points, "train_briefly", lambda *_: "so it does")
+    assert not points.check(read_plan(DIGITS, [0], tmp_path), CPU.torch, None, tmp_path, print)
+    assert order == ["process", "opened"]
+
+
+class Checks:
+    """Counts checks, and gives the next result."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, out: Path) -> None:
+        self.results: list[bool] = []
+        self.said: list[str] = []
+        self.out = out
+        monkeypatch.setattr(points, "check", lambda *_: self.results.pop(0))
+
+    def once(self) -> bool:
+        plan = read_plan(DIGITS, [0], self.out)
+        return points.check_once(plan, CPU.torch, None, self.out, self.said.append)
+
+
+@pytest.fixture
+def checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checks:
+    return Checks(monkeypatch, tmp_path)
+
+
+def test_a_good_check_is_made_once_for_a_folder_and_versions(
+    checks: Checks, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    checks.results = [False, True, True, True, True]
+    assert not checks.once()
+    assert checks.once()  # a bad one is not remembered
+    assert checks.once()
+    assert len(checks.results) == 3
+    (file,) = tmp_path.glob("checked/*.json")
+    assert checks.said == [f"ok       checked before, as {file} says"]
+    file.write_bytes(file.read_bytes()[:-1])
+    assert checks.once()
+    assert len(checks.results) == 2
+    monkeypatch.setattr(torch, "__version__", "99.0")
+    assert checks.once()
+    assert len(checks.results) == 1
+    checks.out = tmp_path / "other"
+    assert checks.once()
+    assert not checks.results
+
+
+def test_a_process_waits_for_the_check_of_another_and_uses_it(
+    checks: Checks, tmp_path: Path
+) -> None:
+    checks.results = [True]
+    assert checks.once()
+    (lock,) = tmp_path.glob("checked/*.lock")
+    with ThreadPoolExecutor() as pool:
+        with FileLock(lock):
+            other = pool.submit(checks.once)
+            while not checks.said:
+                time.sleep(0.01)
+            assert checks.said == ["another process checks cpu: waiting for it"]
+            assert not other.done()
+        assert other.result()
 
 
 @pytest.mark.parametrize(("good", "code"), [(True, 0), (False, 3)])
@@ -407,6 +487,19 @@ def test_the_check_is_part_of_the_time_limit(
     monkeypatch.setattr("reproduce.training.checkpoint.stopping", stopping)
     command(*PAPER, tmp_path, "--on-cpu", "--max-minutes", "5")
     assert 0 < limits[0] <= 4.99
+
+
+def test_an_option_leaves_the_check_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    def none(name: str, _: Path | None) -> None:
+        raise MissingDataError(f"no {name}")
+
+    monkeypatch.setattr(points, "check", lambda *_: False)
+    monkeypatch.setattr("reproduce.runs.study.load", none)
+    code, output, _ = command(*PAPER, tmp_path, "--on-cpu", "--unchecked")
+    assert code == 3
+    assert "2 runs to train" in output
 
 
 def test_nothing_is_checked_where_nothing_is_left(tmp_path: Path, command: Command) -> None:

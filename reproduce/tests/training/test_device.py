@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from reproduce.training.device import open_device
+from reproduce.training.device import find_device, open_device
 
 
 @pytest.fixture
@@ -14,7 +14,8 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine where PyTorch sees two."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
 
 
@@ -40,6 +41,23 @@ def test_gpu_trains_in_mixed_precision(name: str | None, index: int) -> None:
 def test_bfloat16_is_not_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
     assert not open_device("cuda").bfloat16
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_no_other_gpu_is_opened_and_none_by_its_name_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch opens the current GPU, at first number 0, where no other is named."""
+    current, opened = [0], set()
+
+    def name_of(device: torch.device) -> str:
+        opened.add(current[-1])
+        return f"GPU {device.index}"
+
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: current.append(device.index))
+    monkeypatch.setattr(torch.cuda, "get_device_name", name_of)
+    assert find_device("cuda:1") == torch.device("cuda", 1)
+    assert (current, opened) == ([0], set())
+    open_device("cuda:1")
+    assert opened == {1}
 
 
 def test_best_device_without_a_gpu_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
