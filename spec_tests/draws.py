@@ -1,9 +1,17 @@
-"""What the clauses draw: shape sets, ratios, densities, scores. And the profiles."""
+"""What the clauses draw, and in which contexts: in one table. And the profiles.
 
+A clause takes its contexts from here, so that it has all of them: ``under`` for the modes of torch,
+``shape`` and what is made of it for layers, ``KINDS`` and ``LAYOUTS`` for scores, ``networks`` for
+whole networks. ``python -m spec_tests contexts`` shows which contexts each clause reaches.
+"""
+
+import functools
 import math
 import random
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -42,9 +50,50 @@ def few() -> settings:
     return settings(max_examples=profile.max_examples // 10)
 
 
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """New tensors are of this dtype for a while."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+Test = TypeVar("Test", bound=Callable[..., Any])
+Modes = dict[str, Callable[[], AbstractContextManager[Any]]]
+WITH_GRADIENT: Modes = {
+    "as usual": nullcontext,
+    "float64 by default": lambda: default_dtype(torch.float64),
+}
+# Of several layers: torch itself refuses to stack float16 under an autocast to bfloat16.
+OF_LAYERS: Modes = {
+    **WITH_GRADIENT,
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+}
+MODES: Modes = {**OF_LAYERS, "autocast": lambda: torch.autocast("cpu", torch.bfloat16)}
+
+
+def under(modes: Modes) -> Callable[[Test], Test]:
+    """Run each example of a clause in one of the modes of torch, the same each time it is tried."""
+
+    def decorate(test: Test) -> Test:
+        @functools.wraps(test)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            chosen = zlib.crc32(repr((args, kwargs)).encode()) % len(modes)
+            with [*modes.values()][chosen]():
+                return test(*args, **kwargs)
+
+        return call  # type: ignore[return-value]
+
+    return decorate
+
+
 Shapes = dict[str, torch.Size]
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-seeds = st.integers(0, 2**63 - 1)
+seeds = st.one_of(st.integers(0, 2**63 - 1), st.integers(0, 2**16))
 dtypes = st.sampled_from(DTYPES)
 
 # As people write them: a few decimals; and any float, which is also a decimal.
@@ -54,9 +103,26 @@ fractions = st.one_of(
     st.floats(1e-6, 1.0),
 )
 
-shape = st.lists(st.integers(1, 7), min_size=2, max_size=4).map(torch.Size)
-shape_sets = st.lists(shape, min_size=1, max_size=6).map(
-    lambda drawn: {f"layer{i}.weight": shape for i, shape in enumerate(drawn)}
+small_shape = st.lists(st.integers(1, 7), min_size=2, max_size=4).map(torch.Size)
+shape = st.one_of(
+    small_shape,
+    st.lists(st.integers(1, 3), min_size=5, max_size=5).map(torch.Size),  # of a Conv3d
+    # Depthwise, pointwise, of every rank; more than 1,000 and more than 10,000 weights.
+    st.sampled_from([(6, 1, 3, 3), (5, 4, 1, 1), (8, 1, 3), (6, 1, 2, 1, 3)]).map(torch.Size),
+    st.sampled_from([(30, 10, 3, 3), (120, 100)]).map(torch.Size),
+)
+MORE_THAN_16_BITS = torch.Size([300, 225])
+"""Weights that an index or a counter of 16 bits does not hold."""
+
+
+def named(drawn: Sequence[torch.Size]) -> Shapes:
+    """The shapes under the names of layers."""
+    return {f"layer{i}.weight": shape for i, shape in enumerate(drawn)}
+
+
+shape_sets = st.one_of(
+    st.lists(shape, min_size=1, max_size=6).map(named),
+    st.lists(small_shape, min_size=21, max_size=24).map(named),  # many layers
 )
 
 
@@ -66,7 +132,7 @@ def repeated_shape_sets(draw: st.DrawFn) -> Shapes:
     drawn = draw(st.lists(shape, min_size=1, max_size=3))
     again = draw(st.lists(st.sampled_from(drawn), max_size=3))
     turned = [torch.Size(reversed(shape)) for shape in draw(st.permutations(drawn))]
-    return {f"layer{i}.weight": shape for i, shape in enumerate(drawn + again + turned)}
+    return named(drawn + again + turned)
 
 
 class Drawn(NamedTuple):
@@ -116,6 +182,95 @@ def random_scores(size: Sequence[int], seed: int, dtype: torch.dtype = torch.flo
     """Normal scores of a shape, from a generator of their own."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(tuple(size), generator=generator, dtype=torch.float64).to(dtype)
+
+
+KINDS: dict[str, Callable[[Tensor], Tensor]] = {
+    "normal": lambda scores: scores,
+    "large": lambda scores: 50 * scores,
+    "tied": lambda scores: (4 * scores).round() / 4,
+    "positive": lambda scores: scores.abs() + 0.01,
+    "negative": lambda scores: -scores.abs() - 0.01,
+    "zeros": lambda scores: scores.clamp(min=0),
+    "equal": lambda scores: torch.full_like(scores, -0.5),
+    "infinite": lambda scores: torch.where(scores.abs() > 1, scores.sign() * math.inf, scores),
+}
+"""What normal scores are made into."""
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda tensor: tensor.contiguous(),
+    "transposed": lambda tensor: tensor.transpose(0, -1).contiguous().transpose(0, -1),
+    "channels last": lambda tensor: (
+        tensor.movedim(1, -1).contiguous().movedim(-1, 1) if tensor.ndim > 1 else tensor
+    ),
+    "part of another": lambda tensor: tensor.repeat_interleave(2, -1)[..., 1::2],
+}
+"""How a tensor of the same values lies in memory."""
+kinds, layouts = st.sampled_from([*KINDS]), st.sampled_from([*LAYOUTS])
+
+
+@st.composite
+def layers(draw: st.DrawFn, size: st.SearchStrategy[torch.Size] = shape) -> Tensor:
+    """Scores of a layer of any shape, dtype, kind and layout."""
+    scores = random_scores(draw(size), draw(seeds), draw(dtypes))
+    return LAYOUTS[draw(layouts)](KINDS[draw(kinds)](scores))
+
+
+class Network(NamedTuple):
+    """The context of a whole network; ``models.network_in`` builds it."""
+
+    seed: int
+    strategy: Drawn
+    density: float
+    train: bool
+    dtype: torch.dtype
+    mode: str
+    """The mode of torch, of ``OF_LAYERS``."""
+    trained: bool
+    """The state is not as ``init`` made it: its rest and buffers are not the model's."""
+    kind: str
+    layout: str
+    frozen: bool
+    """The parameters do not want a gradient, nor does the rest."""
+    apart: bool
+    """The scores are float32, whatever the model is."""
+
+    def of(self, case: str) -> "Network":
+        """Another context for each case: Hypothesis, derandomised, draws the same for all."""
+        turn = zlib.crc32(case.encode())
+
+        def turned(table: Mapping[str, object], name: str) -> str:
+            names = [*table]
+            return names[(names.index(name) + turn) % len(names)]
+
+        return self._replace(
+            seed=self.seed ^ turn % 2**16,
+            density=max(1e-6, self.density ** (1 + turn % 3)),
+            train=self.train ^ bool(turn & 4),
+            mode=turned(OF_LAYERS, self.mode),
+            trained=self.trained ^ bool(turn & 8),
+            kind=turned(KINDS, self.kind),
+            layout=turned(LAYOUTS, self.layout),
+            frozen=self.frozen ^ bool(turn & 16),
+        )
+
+    def finite(self) -> "Network":
+        """With finite scores, for what refuses others."""
+        return self._replace(kind="large") if self.kind == "infinite" else self
+
+
+networks = st.builds(
+    Network,
+    seed=seeds,
+    strategy=strategies(),
+    density=fractions,
+    train=st.booleans(),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
+    mode=st.sampled_from([*OF_LAYERS]),
+    trained=st.booleans(),
+    kind=kinds,
+    layout=layouts,
+    frozen=st.booleans(),
+    apart=st.booleans(),
+)
 
 
 def random_states() -> list[Any]:

@@ -9,13 +9,16 @@ from spec_tests import oracle
 from spec_tests.clauses import clause
 from spec_tests.draws import (
     DTYPES,
+    MODES,
+    MORE_THAN_16_BITS,
+    WITH_GRADIENT,
     Drawn,
     Shapes,
-    fractions,
     repeated_shape_sets,
     seeds,
     shape_sets,
     strategies,
+    under,
 )
 from spec_tests.subject import pemn
 
@@ -32,16 +35,23 @@ def numbered(shapes: Shapes, strategy: Drawn) -> dict[str, Tensor]:
 
 
 @clause("F1")
-@given(shapes=st.one_of(shape_sets, repeated_shape_sets()), ratio=fractions)
-def test_index_formula(shapes: Shapes, ratio: float) -> None:
-    """Element i, row by row, of a layer takes prototype[i mod L], every layer from offset 0."""
-    weights = numbered(shapes, Drawn("rp", ratio))
-    (length,) = oracle.lengths(shapes, "rp", ratio)
+@given(shapes=st.one_of(shape_sets, repeated_shape_sets()), strategy=strategies())
+@example({"a.weight": MORE_THAN_16_BITS, "b.weight": torch.Size([7, 3])}, Drawn("mask"))
+@example({"a.weight": MORE_THAN_16_BITS, "b.weight": torch.Size([7, 3])}, Drawn("rp", 0.57))
+@under(MODES)
+def test_index_formula(shapes: Shapes, strategy: Drawn) -> None:
+    """Element i, row by row, of a layer takes prototype[i mod L], every layer from offset 0, under
+    every strategy.
+    """
+    weights = numbered(shapes, strategy)
     assert set(weights) == set(shapes)
-    for name, shape in shapes.items():
-        assert weights[name].shape == shape
-        expected = torch.from_numpy(oracle.fill(range(length), shape))
-        assert torch.equal(weights[name], expected.long())
+    for names in oracle.groups(shapes, strategy.name).values():
+        (length,) = oracle.lengths({n: shapes[n] for n in names}, "rp", strategy.ratio)
+        first = weights[names[0]].flatten()[0]
+        for name in names:
+            assert weights[name].shape == shapes[name]
+            expected = torch.from_numpy(oracle.fill(range(length), shapes[name]))
+            assert torch.equal(weights[name], expected.long() + first)
 
 
 @clause("F2")
@@ -50,6 +60,7 @@ def test_index_formula(shapes: Shapes, ratio: float) -> None:
 @example({"a.weight": torch.Size([4, 5])}, Drawn("mp"))
 @example({"a.weight": torch.Size([40, 5])}, Drawn("rp", 1e-5))  # one value
 @example({"a.weight": torch.Size([4, 5]), "b.weight": torch.Size([4, 5])}, Drawn("rp", 1.0))
+@under(MODES)
 def test_unique_by_index(shapes: Shapes, strategy: Drawn) -> None:
     """By index the weights hold exactly: mask all, one_layer the sum over distinct shapes, mp the
     largest weight's, rp its prototype's number of distinct values.
@@ -63,6 +74,7 @@ def test_unique_by_index(shapes: Shapes, strategy: Drawn) -> None:
 @clause("F3")
 @given(shapes=st.one_of(shape_sets, repeated_shape_sets()), strategy=strategies(), seed=seeds)
 @example({"a.weight": torch.Size([8, 5])}, Drawn("rp", 0.1), 0)
+@under(MODES)
 def test_unique_by_value(shapes: Shapes, strategy: Drawn, seed: int) -> None:
     """By value the filled weights hold at most as many distinct numbers as by index."""
     name, ratio = strategy
@@ -74,6 +86,7 @@ def test_unique_by_value(shapes: Shapes, strategy: Drawn, seed: int) -> None:
 
 @clause("F4")
 @given(shapes=repeated_shape_sets(), seed=seeds)
+@under(MODES)
 def test_one_layer_shares_by_shape(shapes: Shapes, seed: int) -> None:
     """Under one_layer weights of equal shape, linear ones too, are equal; of another shape not,
     even where numel agrees.
@@ -88,6 +101,7 @@ def test_one_layer_shares_by_shape(shapes: Shapes, seed: int) -> None:
 
 @clause("F5")
 @given(shapes=shape_sets, strategy=strategies(), seed=seeds, dtype=st.sampled_from(DTYPES))
+@under(WITH_GRADIENT)
 def test_filled_weights_are_frozen_copies(
     shapes: Shapes, strategy: Drawn, seed: int, dtype: torch.dtype
 ) -> None:

@@ -9,9 +9,8 @@ import torch
 from hypothesis import given
 from torch import Tensor, nn
 
-from spec_tests import oracle
 from spec_tests.clauses import clause
-from spec_tests.draws import Drawn, dtypes, few, fractions, random_states, seeds, strategies
+from spec_tests.draws import MODES, Network, dtypes, few, networks, random_states
 from spec_tests.models import (
     CASES,
     Awkward,
@@ -19,16 +18,14 @@ from spec_tests.models import (
     Renamed,
     assert_equals_plain,
     built,
+    model_in,
     needs,
+    network_in,
+    plain_of,
+    put_into,
     untouched,
 )
 from spec_tests.subject import pemn
-
-
-def inputs_of(case: str, seed: int) -> Tensor:
-    """An input in double precision, or of class indices."""
-    drawn = CASES[case].inputs(torch.Generator().manual_seed(seed % 2**32))
-    return drawn.double() if drawn.is_floating_point() else drawn
 
 
 @clause("W1")
@@ -38,8 +35,10 @@ def test_maskable_weights(case: str) -> None:
     input projections; tied weights once; all else is rest; in the order of named_parameters().
     """
     model = built(CASES[case].build, 0)
-    shapes = pemn.maskable_shapes(model)
-    assert tuple(shapes) == CASES[case].maskable
+    for mode in MODES.values():
+        with mode():
+            shapes = pemn.maskable_shapes(model)
+        assert tuple(shapes) == CASES[case].maskable
     parameters = dict(model.named_parameters())
     assert all(shapes[name] == parameters[name].shape for name in shapes)
     state = pemn.init(model, pemn.mp, seed=0)
@@ -54,51 +53,61 @@ class Own(nn.Conv2d):
 
 @clause("W9")
 def test_maskable_is_what_a_module_is() -> None:
-    """Subclasses of the layers are maskable, as is a projection that attention uses twice, once; no
-    other weight of two dimensions or more is.
+    """Convolutions of every kind and padding are maskable, subclasses of the layers too, as is a
+    projection that attention uses twice, once; no other weight of two dimensions or more is.
     """
     shared = nn.MultiheadAttention(4, 2, kdim=4, vdim=3)
     shared.k_proj_weight = shared.q_proj_weight
     others = [nn.Embedding(3, 2), nn.LayerNorm((2, 3)), nn.Bilinear(2, 2, 2)]
     names = ["0.weight", "4.q_proj_weight", "4.v_proj_weight", "4.out_proj.weight"]
     assert list(pemn.maskable_shapes(nn.Sequential(Own(1, 1, 1), *others, shared))) == names
+    for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
+        for padding in ("zeros", "reflect", "replicate", "circular"):
+            assert [*pemn.maskable_shapes(kind(2, 3, 1, padding_mode=padding))] == ["weight"]
+    for turned in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d):
+        assert [*pemn.maskable_shapes(turned(2, 3, 1))] == ["weight"]
 
 
 @clause("W2")
 @pytest.mark.parametrize("case", sorted(CASES))
 @pytest.mark.parametrize("train", [True, False])
 @few()
-@given(strategy=strategies(), density=fractions, seed=seeds)
-def test_equals_the_plain_module(
-    case: str, strategy: Drawn, density: float, seed: int, train: bool
-) -> None:
-    """Output and buffers are those of the plain module loaded with the materialised state_dict, in
-    training and in evaluation.
+@given(context=networks)
+def test_equals_the_plain_module(case: str, train: bool, context: Network) -> None:
+    """Output and buffers are those of the plain module with the masked weights and the rest, in
+    training and in evaluation, whatever the model's own tensors are; a second call's too.
     """
-    model = built(CASES[case].build, seed % 100).double().train(train)
-    inputs = inputs_of(case, seed)
+    context = context.of(case)._replace(train=train)
+    model, state, inputs = network_in(context, case)
     needs(model, inputs)
-    state = pemn.init(model, strategy.value, seed=seed)
-    assert_equals_plain(model, state, inputs, density)
+    plain = plain_of(model, state, context.density)
+    for _ in range(2):
+        assert_equals_plain(model, state, inputs, context.density, plain, context.mode)
+    other = 0.5 if context.density != 0.5 else 0.25
+    assert_equals_plain(model, state, inputs, other, plain_of(model, state, other), context.mode)
 
 
 @clause("W3")
 @pytest.mark.parametrize("case", sorted(CASES))
 @pytest.mark.parametrize("train", [True, False])
 @few()
-@given(seed=seeds)
-def test_modifies_nothing(case: str, seed: int, train: bool) -> None:
-    """Model, inputs, weights, scores, rest and global random state stay as they are; in training
-    batch-norm statistics move in the buffers passed, in evaluation not even those.
+@given(context=networks)
+def test_modifies_nothing(case: str, train: bool, context: Network) -> None:
+    """Model, inputs, weights, scores, rest and, but for dropout, global random state stay as they
+    are; in training batch-norm statistics move in the buffers passed, in evaluation not even those.
     """
-    model = built(CASES[case].build, seed % 100).double().train(train)
-    inputs = inputs_of(case, seed)
+    context = context.of(case)._replace(train=train)
+    model, state, inputs = network_in(context, case)
     needs(model, inputs)
-    state = pemn.init(model, pemn.mp, seed=seed)
+    for part in model.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
     before: list[Any] = copy.deepcopy([inputs, *map(dict, state)])
     random_state, passed = torch.get_rng_state(), dict(state.buffers)
+    gradients = [p.requires_grad for p in model.parameters()]
     with untouched(model):
-        pemn.masked_forward(model, *state, inputs, density=0.5).sum().backward()
+        for _ in range(2):
+            pemn.masked_forward(model, *state, inputs, density=context.density).sum().backward()
     now: list[Any] = [inputs, *map(dict, state)]
     assert torch.equal(torch.get_rng_state(), random_state)
     torch.testing.assert_close(now[:-1], before[:-1], rtol=0, atol=0)
@@ -107,34 +116,41 @@ def test_modifies_nothing(case: str, seed: int, train: bool) -> None:
     assert moved == {n for n in state.buffers if train and n.endswith(statistics)}
     assert all(buffer is passed[name] for name, buffer in state.buffers.items())
     assert all(p.grad is None for p in model.parameters())
+    assert [p.requires_grad for p in model.parameters()] == gradients
 
 
 @clause("W4")
 @pytest.mark.parametrize("case", sorted(CASES))
 @few()
-@given(strategy=strategies(), dtype=dtypes, seed=seeds)
-def test_init_is_its_parts(case: str, strategy: Drawn, dtype: torch.dtype, seed: int) -> None:
+@given(context=networks, dtype=dtypes)
+def test_init_is_its_parts(case: str, context: Network, dtype: torch.dtype) -> None:
     """init(seed) equals make_prototype, fill_weights and init_scores with that seed; rest and
     buffers are copies of the model's; all are leaves in the dtype of their parameter.
     """
-    model = built(CASES[case].build, seed % 100).to(dtype)
-    shapes = pemn.maskable_shapes(model)
-    state = pemn.init(model, strategy.value, seed=seed)
-    prototype = pemn.make_prototype(shapes, strategy.value, seed=seed)
-    weights = pemn.fill_weights(prototype, shapes, strategy.value)
+    context = context.of(case)
+    model = model_in(context, case)[0].to(dtype)
+    # The tensors of inference mode are no leaves to be trained.
+    mode = MODES["autocast" if context.mode == "inference_mode" else context.mode]
+    strategy, seed = context.strategy.value, context.seed
+    with mode():
+        shapes = pemn.maskable_shapes(model)
+        state = pemn.init(model, strategy, seed=seed)
+    assert tuple(shapes) == CASES[case].maskable
+    prototype = pemn.make_prototype(shapes, strategy, seed=seed)
+    weights = pemn.fill_weights(prototype, shapes, strategy)
     scores = pemn.init_scores(shapes, seed=seed)
     for name, parameter in model.named_parameters():
         parts = (state.weights, state.scores, state.rest)
         tensors = [part[name] for part in parts if name in part]
         assert all(t.is_leaf and t.dtype == parameter.dtype for t in tensors)
         if name in shapes:
-            assert torch.equal(state.weights[name], weights[name].to(dtype))
-            assert torch.equal(state.scores[name], scores[name].to(dtype))
+            assert torch.equal(state.weights[name], weights[name].to(parameter.dtype))
+            assert torch.equal(state.scores[name], scores[name].to(parameter.dtype))
             assert state.scores[name].requires_grad
             assert not state.weights[name].requires_grad
         else:
             assert torch.equal(state.rest[name], parameter)
-            assert state.rest[name].requires_grad
+            assert state.rest[name].requires_grad == parameter.requires_grad
             assert state.rest[name].data_ptr() != parameter.data_ptr()
     for name, buffer in model.named_buffers():
         assert torch.equal(state.buffers[name], buffer)
@@ -144,24 +160,28 @@ def test_init_is_its_parts(case: str, strategy: Drawn, dtype: torch.dtype, seed:
 @clause("W5")
 @pytest.mark.parametrize("case", sorted(CASES))
 @few()
-@given(strategy=strategies(), density=fractions, seed=seeds)
-def test_materialize(case: str, strategy: Drawn, density: float, seed: int) -> None:
-    """The materialised state_dict has the keys of the model's own, tied names too, is free of the
-    state's memory and of gradients, and keeps of each maskable weight as many as it should.
+@given(context=networks, dtype=dtypes)
+def test_materialize(case: str, context: Network, dtype: torch.dtype) -> None:
+    """The materialised state_dict is that of the plain module with the masked weights and the rest:
+    keys, tied names too, values and dtypes; it is free of the state's memory and of gradients.
     """
-    model = built(CASES[case].build, seed % 100)
-    state = pemn.init(model, strategy.value, seed=seed)
-    dense = pemn.materialize(model, state, density=density)
-    assert set(dense) == set(model.state_dict())
-    assert not any(t.requires_grad for t in dense.values())
-    for name, weight in state.weights.items():
-        mask = torch.from_numpy(oracle.mask(state.scores[name].detach().numpy(), density))
-        assert torch.equal(dense[name], weight * mask.float())
-    before = copy.deepcopy(dense)
+    context = context.of(case).finite()._replace(dtype=dtype)
+    model, state, _ = network_in(context, case)
+    if context.frozen:
+        state = state._replace(
+            weights={n: w.requires_grad_() for n, w in state.weights.items()},
+            scores={n: s.detach() for n, s in state.scores.items()},
+        )
+    expected = dict(plain_of(model, state, context.density).state_dict())
+    for mode in (MODES[context.mode], MODES["autocast"]):
+        with mode():
+            dense = pemn.materialize(model, state, density=context.density)
+        assert not any(t.requires_grad for t in dense.values())
+        torch.testing.assert_close(dense, expected, rtol=0, atol=0)
     for tensors in state:
         for tensor in tensors.values():
             tensor.detach().zero_()
-    torch.testing.assert_close(dense, before, rtol=0, atol=0)
+    torch.testing.assert_close(dense, expected, rtol=0, atol=0)
 
 
 @clause("W6")
@@ -175,16 +195,18 @@ def test_arguments_reach_the_model() -> None:
             super().__init__()
             self.linear = nn.Linear(3, 2)
 
-        def forward(self, x: Tensor, y: Tensor, *, weights: float = 1.0) -> dict[str, Tensor]:
-            return {"out": self.linear(x + y) * weights}
+        def forward(self, x: Tensor, y: Tensor, **by: float) -> dict[str, Any]:
+            return {"out": self.linear(x + y) * by.get("weights", 1.0), "by": by}
 
     model = built(Scaled, 0)
-    model.register_forward_hook(lambda module, inputs, output: {"out": output["out"] + 1})
+    model.register_forward_hook(lambda part, given, output: {**output, "out": output["out"] + 1})
+    model.register_forward_pre_hook(lambda part, given: (given[0], 2 * given[1]))
     state = pemn.init(model, pemn.mp, seed=0)
     x, y = torch.ones(1, 3), torch.tensor([[1.0, 2.0, 3.0]])
-    model.load_state_dict(pemn.materialize(model, state, density=0.5))
-    got = pemn.masked_forward(model, *state, x, y, density=0.5, weights=3.0)["out"]
-    torch.testing.assert_close(got, model(x, y, weights=3.0)["out"])
+    names = ("weights", "scores", "rest", "buffers", "model", "state", "inputs", "kwargs", "strict")
+    by = {name: float(i) for i, name in enumerate(names, start=2)}
+    got = pemn.masked_forward(model, *state, x, y, density=0.5, **by)
+    torch.testing.assert_close(got, plain_of(model, state, 0.5)(x, y, **by))
 
 
 @clause("W7", "SHOULD")
@@ -233,19 +255,20 @@ def test_materialize_goes_by_name() -> None:
 @clause("W10")
 @pytest.mark.parametrize("case", sorted(CASES))
 @few()
-@given(strategy=strategies(), density=fractions, seed=seeds)
-def test_init_and_materialize_modify_nothing(
-    case: str, strategy: Drawn, density: float, seed: int
-) -> None:
+@given(context=networks)
+def test_init_and_materialize_modify_nothing(case: str, context: Network) -> None:
     """init and materialize leave model, state and the global random states as they are."""
-    model = built(CASES[case].build, seed % 100)
+    context = context.of(case).finite()
+    model, _ = model_in(context, case)
     frozen = [p.requires_grad for p in model.parameters()]
     with untouched(model), torch.random.fork_rng(devices=[]):
         torch.rand(1)  # so that it is not as any seed has it
         random = random_states()
-        state = pemn.init(model, strategy.value, seed=seed)
+        state = put_into(context, pemn.init(model, context.strategy.value, seed=context.seed))
         parts = copy.deepcopy([*map(dict, state)])
-        pemn.materialize(model, state, density=density)
+        with MODES[context.mode]():
+            for _ in range(2):
+                pemn.materialize(model, state, density=context.density)
         assert random_states() == random
     torch.testing.assert_close([*map(dict, state)], parts, rtol=0, atol=0)
     assert [p.requires_grad for p in model.parameters()] == frozen
@@ -339,7 +362,10 @@ def test_layers_left_out(case: str) -> None:
     """init masks the shapes that it is given, a part of the model's, filled as alone in it; all
     other parameters are rest, which runs, trains and is materialised; other shapes are refused.
     """
-    model, inputs = built(CASES[case].build, 0).double(), inputs_of(case, 0)
+    model, inputs = (
+        built(CASES[case].build, 0),
+        CASES[case].inputs(torch.Generator().manual_seed(0)),
+    )
     needs(model, inputs)
     shapes = pemn.maskable_shapes(model)
     *_, last = shapes
@@ -351,8 +377,8 @@ def test_layers_left_out(case: str) -> None:
     in_order = {name: shapes[name] for name in shapes if name in some}
     prototype = pemn.make_prototype(in_order, pemn.rp(0.1), seed=3)
     filled = pemn.fill_weights(prototype, in_order, pemn.rp(0.1))
-    assert all(torch.equal(state.weights[name], filled[name].double()) for name in some)
-    assert_equals_plain(model, state, inputs, 0.5)
+    assert all(torch.equal(state.weights[name], filled[name]) for name in some)
+    assert_equals_plain(model, state, inputs, 0.5, plain_of(model, state, 0.5))
     pemn.masked_forward(model, *state, inputs, density=0.5).square().sum().backward()
     assert state.rest[last].grad is not None
     for wrong in ({**some, "other.weight": (2, 2)}, {**some, last: (1, 1)}):

@@ -4,12 +4,33 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from spec_tests import oracle
 from spec_tests.clauses import clause
-from spec_tests.draws import few, fractions, random_scores, score_tensors, seeds, special_values
-from spec_tests.models import CASES, built, needs
+from spec_tests.draws import (
+    WITH_GRADIENT,
+    Network,
+    few,
+    fractions,
+    layers,
+    networks,
+    random_scores,
+    score_tensors,
+    seeds,
+    special_values,
+    under,
+)
+from spec_tests.models import (
+    CASES,
+    close_for,
+    needs,
+    network_in,
+    oracle_mask,
+    plain_of,
+    same_draws,
+)
 from spec_tests.subject import pemn
 
 
@@ -20,8 +41,14 @@ def gradient(leaf: Tensor) -> oracle.Array:
     return array
 
 
+def sign(scores: Tensor) -> Tensor:
+    """Of scores, 0 where they are not finite."""
+    return torch.where(scores.isfinite(), scores, 0).detach().sign()
+
+
 @clause("G1")
 @given(seed=seeds, density=fractions)
+@under(WITH_GRADIENT)
 def test_straight_through_in_a_linear(seed: int, density: float) -> None:
     """Through a real linear every score, kept or dropped, gets dL/d(masked weight) * weight *
     sign(score).
@@ -41,6 +68,7 @@ def test_straight_through_in_a_linear(seed: int, density: float) -> None:
 
 @clause("G2")
 @given(seed=seeds, density=fractions)
+@under(WITH_GRADIENT)
 def test_straight_through_in_a_convolution(seed: int, density: float) -> None:
     """The same through a real convolution, at scores in channels_last too."""
     x = random_scores((2, 3, 5, 4), seed, torch.float64)
@@ -60,33 +88,72 @@ def test_straight_through_in_a_convolution(seed: int, density: float) -> None:
 
 
 @clause("G3", "SHOULD")
-@given(scores=score_tensors(special_values), density=fractions, seed=seeds)
+@given(
+    scores=st.one_of(score_tensors(special_values), layers()),
+    density=fractions,
+    seed=seeds,
+)
+@under(WITH_GRADIENT)
 def test_gradient_at_special_scores(scores: Tensor, density: float, seed: int) -> None:
-    """The gradient of the mask is sign(score), and 0 where the score is 0 or not finite."""
+    """The gradient of the mask is sign(score), and 0 where the score is 0 or not finite; gradients
+    of several calls add up.
+    """
     scores.requires_grad_()
     upstream = random_scores(scores.shape, seed, scores.dtype)
-    pemn.score_mask(scores, density=density).backward(upstream)
     values = scores.detach().double().numpy()
     expected = oracle.score_gradient(upstream.double().numpy(), np.ones_like(values), values)
-    np.testing.assert_array_equal(gradient(scores), expected)
+    for calls in (1, 2):
+        pemn.score_mask(scores, density=density).backward(upstream)
+        np.testing.assert_array_equal(gradient(scores), calls * expected)
+
+
+@clause("G8")
+@given(scores=layers(), density=fractions, seed=seeds, twice=st.booleans())
+@under(WITH_GRADIENT)
+def test_straight_through_in_every_layer(
+    scores: Tensor, density: float, seed: int, twice: bool
+) -> None:
+    """In a layer of any shape, dtype and layout, beside others, weights are masked and scores get
+    the gradient times weight and sign of the score, at the values that they have at the call.
+    """
+    weight, upstream = (random_scores(scores.shape, seed + i, scores.dtype) for i in (1, 2))
+    weights = {"first": torch.ones(2, 3), "layer": weight, "last": torch.ones(3, 2)}
+    of_all = {n: torch.ones(w.shape, requires_grad=True) for n, w in weights.items()}
+    of_all["layer"] = scores.requires_grad_()
+    for _ in range(2):
+        scores.grad = None
+        masked = pemn.apply_mask(weights, of_all, density=density)["layer"]
+        assert torch.equal(masked, weight * oracle_mask(scores, density))
+        masked.backward(upstream)
+        assert scores.grad is not None
+        assert torch.equal(scores.grad, upstream * weight * sign(scores))
+        if twice:
+            scores.data.copy_(scores.data.flip(0).clone())
+        else:
+            with torch.no_grad():
+                scores.copy_(scores.flip(0).clone())
 
 
 @clause("G4")
 @pytest.mark.parametrize("case", sorted(CASES))
 @few()
-@given(seed=seeds)
-def test_training_moves_scores_and_rest_only(case: str, seed: int) -> None:
+@given(context=networks)
+def test_training_moves_scores_and_rest_only(case: str, context: Network) -> None:
     """A training step moves the scores and the rest; the filled weights get no gradient and keep
     their bits, and so does the prototype that they came from.
     """
-    model = built(CASES[case].build, seed % 100)
-    inputs = CASES[case].inputs(torch.Generator().manual_seed(seed % 2**32))
+    # So that a gradient reaches every layer, and is large enough to move it.
+    context = context.of(case)
+    alive = context._replace(frozen=False, kind="normal", dtype=torch.float64, density=0.5)
+    model, state, inputs = network_in(alive, case)
+    seed, strategy = context.seed, context.strategy.value
     needs(model, inputs)
-    shapes, state = pemn.maskable_shapes(model), pemn.init(model, pemn.rp(0.1), seed=seed)
-    prototype = pemn.make_prototype(shapes, pemn.rp(0.1), seed=seed)
+    shapes = pemn.maskable_shapes(model)
+    prototype = pemn.make_prototype(shapes, strategy, seed=seed)
     drawn = {group: values.clone() for group, values in prototype.items()}
     assert not any(w.requires_grad for w in state.weights.values())
-    state = state._replace(weights=pemn.fill_weights(prototype, shapes, pemn.rp(0.1)))
+    filled = pemn.fill_weights(prototype, shapes, strategy)
+    state = state._replace(weights={n: w.to(state.weights[n].dtype) for n, w in filled.items()})
     before = {name: weight.clone() for name, weight in state.weights.items()}
     trained = {**state.scores, **state.rest}
     start = {name: tensor.detach().clone() for name, tensor in trained.items()}
@@ -97,66 +164,73 @@ def test_training_moves_scores_and_rest_only(case: str, seed: int) -> None:
     assert all(torch.equal(state.weights[name], before[name]) for name in before)
     assert all(torch.equal(prototype[group], drawn[group]) for group in drawn)
     assert all(not torch.equal(state.scores[name], start[name]) for name in state.scores)
-    assert any(not torch.equal(state.rest[name], start[name]) for name in state.rest)
+    assert not state.rest or any(not torch.equal(state.rest[n], start[n]) for n in state.rest)
 
 
 @clause("G5")
 @pytest.mark.parametrize("case", sorted(CASES))
 @few()
-@given(seed=seeds)
-def test_rest_gets_plain_gradients(case: str, seed: int) -> None:
-    """The rest gets the gradient that the plain module with the materialised weights gives it."""
-    model = built(CASES[case].build, seed % 100).double()
-    inputs = CASES[case].inputs(torch.Generator().manual_seed(seed % 2**32))
-    inputs = inputs.double() if inputs.is_floating_point() else inputs
+@given(context=networks)
+def test_rest_gets_plain_gradients(case: str, context: Network) -> None:
+    """The rest gets the gradient that the plain module with the masked weights gives it."""
+    context = context.of(case)._replace(frozen=False)
+    model, state, inputs = network_in(context, case)
     needs(model, inputs)
-    state = pemn.init(model, pemn.rp(0.1), seed=seed)
-    plain = built(CASES[case].build, 0).double()
-    plain.load_state_dict(pemn.materialize(model, state, density=0.5))
-    plain(inputs).square().sum().backward()
-    pemn.masked_forward(model, *state, inputs, density=0.5).square().sum().backward()
-    expected = dict(plain.named_parameters())
-    for name, tensor in state.rest.items():
-        torch.testing.assert_close(tensor.grad, expected[name].grad, rtol=1e-9, atol=1e-12)
+    plain = plain_of(model, state, context.density)
+    for _ in range(2):  # gradients of several calls add up
+        with same_draws():
+            plain(inputs).square().mean().backward()
+        with same_draws():
+            out = pemn.masked_forward(model, *state, inputs, density=context.density)
+            out.square().mean().backward()
+        for name, tensor in state.rest.items():
+            expected = plain.get_parameter(name).grad
+            torch.testing.assert_close(tensor.grad, expected, **close_for(model))
 
 
 @clause("G6")
-@given(seed=seeds, density=fractions)
-def test_apply_mask_does_not_freeze_weights(seed: int, density: float) -> None:
+@given(scores=layers(), seed=seeds, density=fractions, trained=st.booleans())
+@under(WITH_GRADIENT)
+def test_apply_mask_does_not_freeze_weights(
+    scores: Tensor, seed: int, density: float, trained: bool
+) -> None:
     """Weights that want a gradient get it, times the mask: freezing is done by filling alone."""
-    weight = random_scores((4, 5), seed, torch.float64).requires_grad_()
-    scores = random_scores((4, 5), seed // 3, torch.float64)
-    upstream = random_scores((4, 5), seed // 5, torch.float64)
-    masked = pemn.apply_mask({"w": weight}, {"w": scores}, density=density)["w"]
-    assert masked.requires_grad
-    masked.backward(upstream)
-    expected = upstream.numpy() * oracle.mask(scores.numpy(), density)
-    np.testing.assert_array_equal(gradient(weight), expected)
+    scores.requires_grad_(trained)
+    weights = {n: random_scores(scores.shape, seed + i, scores.dtype) for i, n in enumerate("abc")}
+    upstream = random_scores(scores.shape, seed // 5, scores.dtype)
+    for name, weight in weights.items():
+        weight.requires_grad_()
+        of_all = dict.fromkeys(weights, scores)
+        masked = pemn.apply_mask(weights, of_all, density=density)[name]
+        assert masked.requires_grad
+        masked.backward(upstream)
+        assert weight.grad is not None
+        assert torch.equal(weight.grad, upstream * oracle_mask(scores, density))
 
 
 @clause("G7")
 @pytest.mark.parametrize("case", sorted(CASES))
 @few()
-@given(density=fractions, seed=seeds)
-def test_network_trains_straight_through(case: str, density: float, seed: int) -> None:
+@given(context=networks)
+def test_network_trains_straight_through(case: str, context: Network) -> None:
     """In a whole network, step after step, every score gets the gradient that its weight has in the
-    plain module with the materialised weights, times weight and sign of the score.
+    plain module with the masked weights, times weight and sign of the score.
     """
-    model = built(CASES[case].build, seed % 100).double().eval()
-    inputs = CASES[case].inputs(torch.Generator().manual_seed(seed % 2**32))
-    inputs = inputs.double() if inputs.is_floating_point() else inputs
+    context = context.of(case)._replace(apart=False)
+    model, state, inputs = network_in(context, case)
     needs(model, inputs)
-    state = pemn.init(model, pemn.rp(0.1), seed=seed)
     for _ in range(2):
-        model.load_state_dict(pemn.materialize(model, state, density=density))
-        model.zero_grad()
-        model(inputs).square().sum().backward()
-        pemn.masked_forward(model, *state, inputs, density=density).square().sum().backward()
+        plain = plain_of(model, state, context.density).requires_grad_()
+        with same_draws():
+            plain(inputs).square().mean().backward()
+        with same_draws():
+            out = pemn.masked_forward(model, *state, inputs, density=context.density)
+            out.square().mean().backward()
         for name, scores in state.scores.items():
-            plain = model.get_parameter(name).grad
-            assert plain is not None
-            expected = plain * state.weights[name] * scores.detach().sign()
-            torch.testing.assert_close(scores.grad, expected, rtol=1e-9, atol=1e-12)
+            gradient = plain.get_parameter(name).grad
+            assert gradient is not None
+            expected = gradient * state.weights[name] * sign(scores)
+            torch.testing.assert_close(scores.grad, expected, **close_for(model))
             with torch.no_grad():
-                scores.copy_(scores.flip(0))
+                scores.copy_(scores.flip(0).clone())
             scores.grad = None

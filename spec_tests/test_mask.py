@@ -13,8 +13,17 @@ from spec_tests import oracle
 from spec_tests.clauses import clause
 from spec_tests.draws import (
     DTYPES,
+    KINDS,
+    LAYOUTS,
+    MODES,
+    MORE_THAN_16_BITS,
+    OF_LAYERS,
     Shapes,
+    dtypes,
     fractions,
+    kinds,
+    layers,
+    layouts,
     plain_values,
     random_scores,
     score_tensors,
@@ -22,6 +31,7 @@ from spec_tests.draws import (
     shape_sets,
     special_values,
     tied_values,
+    under,
 )
 from spec_tests.subject import pemn
 
@@ -55,44 +65,60 @@ def assert_keeps_largest(scores: Tensor, density: float) -> None:
 
 
 @clause("M1")
-@given(numel=st.integers(1, 10**8), density=fractions)
+@given(
+    numel=st.one_of(st.integers(1, 10**8), st.integers(1, 10**5).map(lambda k: 1000 * k)),
+    density=fractions,
+)
+@example(10_000, 0.07)
+@example(10**6, 0.29)
 @example(*TRUNCATED[0])
 @example(*TRUNCATED[1])
 @example(*TRUNCATED[2])
 @example(*TRUNCATED[3])
 @example(*TRUNCATED[4])
 @example(*TRUNCATED[5])
+@under(MODES)
 def test_kept_count(numel: int, density: float) -> None:
     """Kept are ceil(density * n), the density rounded to 12 decimals, and at least one."""
     assert pemn.kept(numel, density) == oracle.kept(numel, density)
 
 
 @clause("M2")
-@given(numel=st.integers(1, 3000), density=fractions, seed=seeds)
-@example(*TRUNCATED[0], 0)
-@example(*TRUNCATED[1], 0)
-@example(*TRUNCATED[2], 0)
-def test_mask_keeps_that_many(numel: int, density: float, seed: int) -> None:
+@given(
+    scores=layers(st.integers(1, 3000).map(lambda numel: torch.Size([numel]))), density=fractions
+)
+@example(random_scores([90], 0), 0.3)
+@example(random_scores([10], 0), 0.9)
+@example(random_scores([100], 0), 0.07)
+@example(random_scores(MORE_THAN_16_BITS, 0), 0.5)
+@under(MODES)
+def test_mask_keeps_that_many(scores: Tensor, density: float) -> None:
     """A mask keeps exactly that many of its layer's weights."""
-    mask = pemn.score_mask(random_scores([numel], seed), density=density)
-    assert int(mask.sum()) == oracle.kept(numel, density)
+    assert int(pemn.score_mask(scores, density=density).sum()) == oracle.kept(
+        scores.numel(), density
+    )
 
 
 @clause("M3")
-@given(scores=score_tensors(plain_values), density=fractions)
+@given(scores=st.one_of(score_tensors(plain_values), layers()), density=fractions)
+@example(random_scores(MORE_THAN_16_BITS, 0), 0.5)
 @example(torch.tensor([0.3, -0.1]), 0.5)  # 1 + 0.3 - 0.3 is 0.99999994
+@under(MODES)
 def test_largest_magnitudes_are_kept(scores: Tensor, density: float) -> None:
     """Kept are the largest |score| of the layer, whatever the sign."""
     assert_keeps_largest(scores, density)
 
 
 @clause("M4", "SHOULD")
-@given(scores=score_tensors(tied_values), density=fractions)
+@given(scores=st.one_of(score_tensors(tied_values), layers()), density=fractions)
+@example(torch.ones(MORE_THAN_16_BITS), 0.5)
+@example(random_scores((80, 150), 0, torch.float16), 0.5)  # ties though none was meant
 @example(torch.ones(3, 4), 0.5)
 @example(torch.zeros(5, 1), 0.3)
 @example(-torch.ones(2, 3, dtype=torch.bfloat16), 0.9)
 @example(torch.ones(1000, dtype=torch.bfloat16), 0.1)  # more ties than it counts
 @example(torch.ones(5000, dtype=torch.float16), 0.1)
+@under(MODES)
 def test_ties_drop_the_earlier(scores: Tensor, density: float) -> None:
     """Of equal |score| the earlier in row-major order are dropped first."""
     assert_oracle_mask(scores, density)
@@ -104,6 +130,7 @@ def test_ties_drop_the_earlier(scores: Tensor, density: float) -> None:
 @example(torch.tensor([5e-324, 1e-323, 0.0, 0.0], dtype=torch.float64), 0.5)
 @example(torch.tensor([1e-45, 3e-45, 0.0, 0.0]), 0.25)
 @example(torch.tensor([65504.0, 65472.0, 6e-8, 0.0], dtype=torch.float16), 0.25)
+@under(MODES)
 def test_special_values(scores: Tensor, density: float) -> None:
     """NaN ranks as infinite; infinite and the largest finite scores by their size, subnormal ones
     too, or as 0 all of them where the machine flushes them.
@@ -113,32 +140,32 @@ def test_special_values(scores: Tensor, density: float) -> None:
 
 
 @clause("M6")
-@given(seed=seeds, density=fractions, dtype=st.sampled_from(DTYPES), tied=st.booleans())
+@given(
+    seed=seeds,
+    density=fractions,
+    dtype=dtypes,
+    kind=kinds,
+    size=st.sampled_from([(6, 4, 3, 2), (5, 3, 4), (4, 3, 2, 2, 3), (9, 20), (120, 100)]),
+)
+@under(MODES)
 def test_memory_format_does_not_matter(
-    seed: int, density: float, dtype: torch.dtype, tied: bool
+    seed: int, density: float, dtype: torch.dtype, kind: str, size: tuple[int, ...]
 ) -> None:
-    """The mask of channels_last, transposed, strided and expanded scores is that of equal
-    contiguous ones, exactly 0.0 or 1.0.
+    """The mask of channels_last, transposed, strided and expanded scores of any rank is that of
+    equal contiguous ones, exactly 0.0 or 1.0.
     """
-    scores = random_scores((6, 4, 3, 2), seed, dtype)
-    if tied:
-        scores = scores.round()
-    wide = random_scores((6, 4, 3, 4), seed, dtype)
-    for layout in (
-        scores.to(memory_format=torch.channels_last),
-        scores.permute(3, 1, 0, 2),
-        wide[:, ::2, :, 1:],
-        scores[:, :1].expand(6, 4, 3, 2),
-    ):
-        assert_keeps_largest(layout, density)
-        mask = pemn.score_mask(layout.contiguous(), density=density)
-        assert torch.equal(pemn.score_mask(layout, density=density), mask)
+    scores = KINDS[kind](random_scores(size, seed, dtype))
+    wide = KINDS[kind](random_scores((*size[:-1], 2 * size[-1]), seed, dtype))
+    laid = [lie(scores) for lie in LAYOUTS.values()]
+    for layout in (*laid, scores.mT, wide[..., ::2], scores[:, :1].expand(size)):
+        assert_oracle_mask(layout, density)
 
 
 @clause("M7")
 @given(
     scores=score_tensors(st.one_of(plain_values, tied_values, special_values)), density=fractions
 )
+@under(MODES)
 def test_mask_of_a_mask(scores: Tensor, density: float) -> None:
     """A mask taken as scores gives itself, so that a stored mask can stand for the scores."""
     mask = pemn.score_mask(scores, density=density)
@@ -146,31 +173,57 @@ def test_mask_of_a_mask(scores: Tensor, density: float) -> None:
 
 
 @clause("M8")
-@given(shapes=shape_sets, seed=seeds, density=fractions, dtype=st.sampled_from(DTYPES))
-def test_masks_are_per_layer(shapes: Shapes, seed: int, density: float, dtype: torch.dtype) -> None:
+@given(
+    shapes=shape_sets,
+    seed=seeds,
+    density=fractions,
+    dtype=st.sampled_from(DTYPES),
+    of=st.sampled_from(DTYPES[::-1]),
+    kind=kinds,
+    layout=layouts,
+)
+@under(OF_LAYERS)
+def test_masks_are_per_layer(
+    shapes: Shapes,
+    seed: int,
+    density: float,
+    dtype: torch.dtype,
+    of: torch.dtype,
+    kind: str,
+    layout: str,
+) -> None:
     """apply_mask multiplies each weight by the mask of its own scores: each layer keeps its share,
-    however large the scores of another; dtype and shape stay the weight's.
+    however large the scores of another; dtype and shape stay the weight's, not the scores'.
     """
-    weights = {n: random_scores(s, seed + i, dtype) for i, (n, s) in enumerate(shapes.items())}
-    scores = {n: random_scores(s, seed - i) * 10**i for i, (n, s) in enumerate(shapes.items())}
-    masked = pemn.apply_mask(weights, scores, density=density)
-    assert set(masked) == set(shapes)
-    for name, weight in weights.items():
-        mask = torch.from_numpy(oracle.mask(scores[name].double().numpy(), density))
-        assert masked[name].dtype == dtype
-        assert torch.equal(masked[name], weight * mask.to(dtype))
+    weights, scores = {}, {}
+    for i, (name, size) in enumerate(shapes.items()):
+        weights[name] = random_scores(size, seed + i, dtype)
+        layer = KINDS[kind](random_scores(size, seed + len(shapes) + i, of))
+        scores[name] = LAYOUTS[layout](layer * 10 ** min(i, 4))
+    for part in (density, 1 - density / 2, density):
+        masked = pemn.apply_mask(weights, scores, density=part)
+        assert set(masked) == set(shapes)
+        for name, weight in weights.items():
+            mask = torch.from_numpy(oracle.mask(scores[name].double().numpy(), part))
+            assert masked[name].dtype == dtype
+            assert torch.equal(masked[name], weight * mask.to(dtype))
 
 
 @clause("M9")
-@given(seed=seeds, density=fractions)
-def test_mask_follows_the_scores(seed: int, density: float) -> None:
-    """Masks are made from the scores as they are now, and making one changes no score."""
-    scores = random_scores((5, 7), seed)
+@given(scores=layers(), density=fractions)
+@under(MODES)
+def test_mask_follows_the_scores(scores: Tensor, density: float) -> None:
+    """Masks are made from the scores and the density as they are now, changed in whatever way, and
+    making one changes no score.
+    """
     before = scores.clone()
     pemn.score_mask(scores, density=density)
     assert torch.equal(scores, before)
+    assert_oracle_mask(scores, 1 - density / 2)
     with torch.no_grad():
-        scores.copy_(scores.flip(0))
+        scores.copy_(before.flip(0))
+    assert_oracle_mask(scores, density)
+    scores.data.copy_(before.flip(-1))  # which no version counter sees
     assert_oracle_mask(scores, density)
 
 

@@ -7,7 +7,16 @@ from hypothesis import strategies as st
 
 from spec_tests import oracle
 from spec_tests.clauses import clause
-from spec_tests.draws import Drawn, Shapes, fractions, repeated_shape_sets, shape_sets, strategies
+from spec_tests.draws import (
+    MODES,
+    Drawn,
+    Shapes,
+    fractions,
+    repeated_shape_sets,
+    shape_sets,
+    strategies,
+    under,
+)
 from spec_tests.models import CASES, built
 from spec_tests.subject import pemn
 
@@ -52,6 +61,7 @@ def test_percentages_of_the_paper() -> None:
 
 @clause("S2")
 @given(shapes=st.one_of(shape_sets, repeated_shape_sets()), strategy=strategies())
+@under(MODES)
 def test_paper_accounting(shapes: Shapes, strategy: Drawn) -> None:
     """N counts the maskable weights, U the distinct values by index, zero not being one of them;
     bits = N + 32 U of 32 N.
@@ -67,6 +77,7 @@ def test_paper_accounting(shapes: Shapes, strategy: Drawn) -> None:
 
 @clause("S3")
 @given(shapes=shape_sets, ratios=st.tuples(fractions, fractions), extra=st.integers(1, 9))
+@under(MODES)
 def test_monotone(shapes: Shapes, ratios: tuple[float, float], extra: int) -> None:
     """A larger ratio never saves more; more weights beside the largest never save less."""
     low, high = (pemn.storage(shapes, pemn.rp(ratio)) for ratio in sorted(ratios))
@@ -95,7 +106,7 @@ def test_whole_model_accounting(case: str, strategy: Drawn) -> None:
         if id(tensor) not in maskable  # nor a second name of one
     ]
     shapes = {name: weight.shape for name, weight in weights.items()}
-    cost = pemn.storage(shapes, strategy.value, others)
+    cost = pemn.storage(shapes, strategy.value, iter(others))  # read once
     bytes_of_others = sum(len(t.detach().numpy().tobytes()) for t in others)
     prototype = pemn.make_prototype(shapes, strategy.value, seed=0)
     bytes_of_prototype = sum(len(values.numpy().tobytes()) for values in prototype.values())
@@ -108,6 +119,7 @@ def test_whole_model_accounting(case: str, strategy: Drawn) -> None:
 
 @clause("S5")
 @given(dtype=st.sampled_from([torch.int8, torch.int64, torch.float16, torch.float64, torch.bool]))
+@under(MODES)
 def test_others_count_at_their_width(dtype: torch.dtype) -> None:
     """A buffer of any dtype costs its own width, in the masked and in the dense model."""
     shapes = {"fc.weight": torch.Size([4, 5])}

@@ -33,7 +33,7 @@ def maskable_shapes(right: Any, model: nn.Module) -> Any:
 
 @mistake("W2", "buffers do not move in training")
 def masked_forward(
-    right: Any, model: Any, w: Any, s: Any, r: Any, buffers: Any, *args: Any, **kw: Any
+    right: Any, model: Any, w: Any, s: Any, r: Any, buffers: Any, /, *args: Any, **kw: Any
 ) -> Any:
     copies = {name: buffer.clone() for name, buffer in buffers.items()}
     return right.masked_forward(model, w, s, r, copies, *args, **kw)
@@ -41,15 +41,15 @@ def masked_forward(
 
 @mistake("W2", "the mask is left out in evaluation")
 def masked_forward(
-    right: Any, model: Any, weights: Any, s: Any, rest: Any, b: Any, *args: Any, **kw: Any
+    right: Any, model: Any, w: Any, s: Any, r: Any, b: Any, /, *args: Any, density: float, **kw: Any
 ) -> Any:
     if model.training:
-        return right.masked_forward(model, weights, s, rest, b, *args, **kw)
-    return functional_call(model, {**weights, **rest, **b}, args)
+        return right.masked_forward(model, w, s, r, b, *args, density=density, **kw)
+    return functional_call(model, {**w, **r, **b}, args, kw)
 
 
 @mistake("W3", "statistics move in evaluation too")
-def masked_forward(right: Any, model: nn.Module, *args: Any, **kw: Any) -> Any:
+def masked_forward(right: Any, model: nn.Module, /, *args: Any, **kw: Any) -> Any:
     training = model.training
     try:
         return right.masked_forward(model.train(), *args, **kw)
@@ -58,7 +58,7 @@ def masked_forward(right: Any, model: nn.Module, *args: Any, **kw: Any) -> Any:
 
 
 @mistake("W3", "masked weights are loaded into the model")
-def masked_forward(right: Any, model: nn.Module, *args: Any, density: float, **kw: Any) -> Any:
+def masked_forward(right: Any, model: nn.Module, /, *args: Any, density: float, **kw: Any) -> Any:
     state = right.State(*args[:4])
     model.load_state_dict(right.materialize(model, state, density=density))
     return right.masked_forward(model, *args, density=density, **kw)
@@ -66,14 +66,14 @@ def masked_forward(right: Any, model: nn.Module, *args: Any, density: float, **k
 
 @mistake("W3", "the input is modified")
 def masked_forward(
-    right: Any, model: Any, w: Any, s: Any, r: Any, b: Any, x: Any, **kw: Any
+    right: Any, model: Any, w: Any, s: Any, r: Any, b: Any, x: Any, /, **kw: Any
 ) -> Any:
     return right.masked_forward(model, w, s, r, b, x.mul_(1 if x.dtype == int else 0.5), **kw)
 
 
 @mistake("W3", "statistics move in new tensors, put into the dict of buffers")
 def masked_forward(
-    right: Any, model: Any, w: Any, s: Any, r: Any, buffers: Any, *args: Any, **kw: Any
+    right: Any, model: Any, w: Any, s: Any, r: Any, buffers: Any, /, *args: Any, **kw: Any
 ) -> Any:
     copies = {name: buffer.clone() for name, buffer in buffers.items()}
     output = right.masked_forward(model, w, s, r, copies, *args, **kw)
@@ -115,12 +115,12 @@ def materialize(right: Any, model: nn.Module, state: Any, *, density: float) -> 
 
 
 @mistake("W6", "keyword arguments are dropped")
-def masked_forward(right: Any, model: Any, *args: Any, density: float, **kw: Any) -> Any:
+def masked_forward(right: Any, model: Any, /, *args: Any, density: float, **kw: Any) -> Any:
     return right.masked_forward(model, *args, density=density)
 
 
 @mistake("W6", "hooks of the model do not run")
-def masked_forward(right: Any, model: nn.Module, *args: Any, **kw: Any) -> Any:
+def masked_forward(right: Any, model: nn.Module, /, *args: Any, **kw: Any) -> Any:
     bare = copy.copy(model)
     bare._forward_hooks = OrderedDict()
     return right.masked_forward(bare, *args, **kw)
@@ -224,7 +224,16 @@ def _(right: Any) -> Rebound:
 
 @mistake("W11", "torch looks for the ties: a module with two names keeps masked weights")
 def masked_forward(
-    right: Any, model: Any, w: Any, s: Any, rest: Any, b: Any, *args: Any, density: float, **kw: Any
+    right: Any,
+    model: Any,
+    w: Any,
+    s: Any,
+    rest: Any,
+    b: Any,
+    /,
+    *args: Any,
+    density: float,
+    **kw: Any,
 ) -> Any:
     tensors = {**right.apply_mask(w, s, density=density), **rest, **b}
     return functional_call(model, tensors, args, kw)
@@ -232,7 +241,16 @@ def masked_forward(
 
 @mistake("W11", "the model is left with the masked weights where forward raises")
 def masked_forward(
-    right: Any, model: Any, w: Any, s: Any, rest: Any, b: Any, *args: Any, density: float, **kw: Any
+    right: Any,
+    model: Any,
+    w: Any,
+    s: Any,
+    rest: Any,
+    b: Any,
+    /,
+    *args: Any,
+    density: float,
+    **kw: Any,
 ) -> Any:
     tensors = {**right.apply_mask(w, s, density=density), **rest, **b}
     accessor = nn.utils._named_member_accessor.NamedMemberAccessor(model)

@@ -47,7 +47,7 @@ def init(right: Any, model: Any, strategy: Any, *, seed: int) -> Any:
 
 
 @mistake("G5", "rest is not trained")
-def masked_forward(right: Any, model: Any, w: Any, s: Any, r: Any, *args: Any, **kw: Any) -> Any:
+def masked_forward(right: Any, model: Any, w: Any, s: Any, r: Any, /, *args: Any, **kw: Any) -> Any:
     frozen = {name: tensor.detach() for name, tensor in r.items()}
     return right.masked_forward(model, w, s, frozen, *args, **kw)
 
@@ -66,32 +66,44 @@ def forward_with(
     s: Any,
     r: Any,
     b: Any,
+    /,
     *args: Any,
     density: float,
+    **kw: Any,
 ) -> Any:
     """The masked forward, all else right, with what ``change`` makes of scores and their mask."""
     masks = {name: right.score_mask(scores, density=density) for name, scores in s.items()}
     masked = {name: weight * change(s[name], masks[name]) for name, weight in w.items()}
-    return functional_call(model, {**masked, **r, **b}, args)
+    return functional_call(model, {**masked, **r, **b}, args, kw)
 
 
 @mistake("G7", "the network, not apply_mask, trains kept weights only")
-def masked_forward(*args: Any, density: float) -> Any:
-    return forward_with(lambda scores, mask: mask.detach() * mask, *args, density=density)
+def masked_forward(*args: Any, density: float, **kw: Any) -> Any:
+    return forward_with(lambda scores, mask: mask.detach() * mask, *args, density=density, **kw)
 
 
 @mistake("G7", "the network, not apply_mask, forgets the sign of the score")
-def masked_forward(*args: Any, density: float) -> Any:
+def masked_forward(*args: Any, density: float, **kw: Any) -> Any:
     def change(scores: Tensor, mask: Tensor) -> Tensor:
         return mask.detach() + scores - scores.detach()
 
-    return forward_with(change, *args, density=density)
+    return forward_with(change, *args, density=density, **kw)
 
 
 @mistake("G7", "the network, not apply_mask, goes on with its first masks")
-def masked_forward(*args: Any, density: float) -> Any:
+def masked_forward(*args: Any, density: float, **kw: Any) -> Any:
     def change(scores: Tensor, mask: Tensor) -> Tensor:
         first: Tensor = vars(scores).setdefault("mask", mask.detach())
         return first + (mask - mask.detach())
 
-    return forward_with(change, *args, density=density)
+    return forward_with(change, *args, density=density, **kw)
+
+
+@mistake("G8", "layers of more than 10,000 weights train the kept ones only")
+def apply_mask(right: Any, weights: Any, scores: Any, *, density: float) -> Any:
+    masked = right.apply_mask(weights, scores, density=density)
+    for name, weight in weights.items():
+        if weight.numel() > 10_000:
+            mask = right.score_mask(scores[name], density=density).to(weight.dtype)
+            masked[name] = weight * mask * mask.detach()
+    return masked

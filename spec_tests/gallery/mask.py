@@ -106,6 +106,13 @@ def score_mask(right: Any, scores: Tensor, *, density: float) -> Any:
     return out + (scores.abs() - scores.abs().detach())
 
 
+@mistake("M9", "a mask is kept until the scores' version counter moves")
+def score_mask(right: Any, scores: Tensor, *, density: float) -> Any:
+    kept = vars(scores).setdefault("masks", {})
+    key = density, scores._version if not scores.is_inference() else None
+    return kept.setdefault(key, right.score_mask(scores, density=density))
+
+
 @mistake("M7", "dropped weights are negative: a mask taken as scores keeps others")
 def score_mask(right: Any, scores: Tensor, *, density: float) -> Any:
     return 2 * right.score_mask(scores, density=density) - 1

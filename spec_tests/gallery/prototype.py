@@ -108,6 +108,15 @@ def make_prototype(right: Any, shapes: Any, strategy: Any, *, seed: int) -> Any:
     return drawn
 
 
+@mistake("P13", "every prototype is drawn with the next seed")
+def make_prototype(right: Any, shapes: Any, strategy: Any, *, seed: int) -> Any:
+    drawn = {}
+    for i, (group, (length, giver)) in enumerate(right.prototype_groups(shapes, strategy).items()):
+        alone = right.make_prototype({giver: shapes[giver]}, right.mp, seed=seed + i)
+        drawn[group] = alone["all"][:length]
+    return drawn
+
+
 @mistake("P11", "drawn on the default device")
 def init_scores(right: Any, shapes: Any, *, seed: int) -> Any:
     drawn = right.init_scores(shapes, seed=seed)

@@ -73,7 +73,7 @@ def apply_mask(right: Any, weights: Any, scores: Any, *, density: float) -> Any:
 
 
 @mistake("X9", "weights are detached before the forward")
-def masked_forward(right: Any, model: Any, weights: Any, *args: Any, **kw: Any) -> Any:
+def masked_forward(right: Any, model: Any, weights: Any, /, *args: Any, **kw: Any) -> Any:
     frozen = {name: weight.detach() for name, weight in weights.items()}
     return right.masked_forward(model, frozen, *args, **kw)
 
