@@ -357,7 +357,7 @@ def test_model_holds_the_same_objects(shape: str, train: bool) -> None:
 
 
 @clause("W12", "SHOULD")
-@pytest.mark.parametrize("case", sorted(CASES))
+@pytest.mark.parametrize("case", sorted(c for c in CASES if len(CASES[c].maskable) > 1))
 def test_layers_left_out(case: str) -> None:
     """init masks the shapes that it is given, a part of the model's, filled as alone in it; all
     other parameters are rest, which runs, trains and is materialised; other shapes are refused.
