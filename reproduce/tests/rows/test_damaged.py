@@ -22,7 +22,7 @@ DIGITS = STUDIES["digits"]
 (GROUP,) = DIGITS.chosen().groups()
 MP = DIGITS.chosen(strategies=["mp"]).cells[0]
 GOOD = row_of(MP)
-EARLIER = [Program(commit=None, versions=GOOD.versions)]
+EARLIER = [Program(commit="1" * 40, versions=GOOD.versions)]
 MEASURED = json.loads(line_of(row_of(MP, seed=1, warning="mistrust it", earlier=EARLIER)))
 FAILED = json.loads(line_of(failed_row_of(MP, seed=1)))
 Place = tuple[str | int, ...]
