@@ -3,7 +3,7 @@
 import math
 import random
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -31,8 +31,19 @@ settings.register_profile(
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=[HealthCheck.too_slow],
 )
+# For implementations that compile anew for each shape; what is drawn then is in ``or_fixed``.
+settings.register_profile(
+    "fixed",
+    settings.get_profile("ci"),
+    max_examples=10,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.register_profile("random", max_examples=50, deadline=None, print_blob=True)
 settings.register_profile("thorough", max_examples=500, deadline=None, print_blob=True)
+
+
+Some = TypeVar("Some")
 
 
 def few() -> settings:
@@ -40,6 +51,15 @@ def few() -> settings:
     profile = settings.default
     assert profile is not None
     return settings(max_examples=profile.max_examples // 10)
+
+
+def or_fixed(
+    strategy: st.SearchStrategy[Some], fixed: st.SearchStrategy[Some]
+) -> st.SearchStrategy[Some]:
+    """What the first strategy draws, but in the profile ``fixed`` the second, of a few sizes."""
+    return st.none().flatmap(
+        lambda _: fixed if settings.get_current_profile_name() == "fixed" else strategy
+    )
 
 
 Shapes = dict[str, torch.Size]
@@ -54,7 +74,10 @@ fractions = st.one_of(
     st.floats(1e-6, 1.0),
 )
 
-shape = st.lists(st.integers(1, 7), min_size=2, max_size=4).map(torch.Size)
+shape = or_fixed(
+    st.lists(st.integers(1, 7), min_size=2, max_size=4).map(torch.Size),
+    st.sampled_from([torch.Size(sizes) for sizes in ((4, 5), (5, 4), (3, 2, 2, 2))]),
+)
 shape_sets = st.lists(shape, min_size=1, max_size=6).map(
     lambda drawn: {f"layer{i}.weight": shape for i, shape in enumerate(drawn)}
 )
@@ -108,7 +131,8 @@ def score_tensors(
     draw: st.DrawFn, values: st.SearchStrategy[float] = plain_values, max_size: int = 40
 ) -> Tensor:
     """A two-dimensional tensor of scores in one of the floating dtypes."""
-    drawn = draw(st.lists(values, min_size=1, max_size=max_size))
+    any_number = st.lists(values, min_size=1, max_size=max_size)
+    drawn = draw(or_fixed(any_number, st.lists(values, min_size=12, max_size=12)))
     return reshaped(drawn, draw(dtypes))
 
 

@@ -1,8 +1,8 @@
 """Learning PEMN by writing it: a skeleton, and a report that says what comes next.
 
 ``python -m spec_tests start my_pemn.py`` writes the skeleton, with ``learning = True`` in it. Of
-such a module ``python -m spec_tests run`` judges the clauses in the order of ``STEPS``, up to the first
-that fails.
+such a module ``python -m spec_tests run`` judges the clauses in the order of ``STEPS``, up to the
+first that fails.
 """
 
 import ast
