@@ -39,8 +39,19 @@ settings.register_profile(
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=[HealthCheck.too_slow],
 )
+# For implementations that compile anew for each shape; what is drawn then is in ``or_fixed``.
+settings.register_profile(
+    "fixed",
+    settings.get_profile("ci"),
+    max_examples=10,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.register_profile("random", max_examples=50, deadline=None, print_blob=True)
 settings.register_profile("thorough", max_examples=500, deadline=None, print_blob=True)
+
+
+Some = TypeVar("Some")
 
 
 def few() -> settings:
@@ -91,6 +102,15 @@ def under(modes: Modes) -> Callable[[Test], Test]:
     return decorate
 
 
+def or_fixed(
+    strategy: st.SearchStrategy[Some], fixed: st.SearchStrategy[Some]
+) -> st.SearchStrategy[Some]:
+    """What the first strategy draws, but in the profile ``fixed`` the second, of a few sizes."""
+    return st.none().flatmap(
+        lambda _: fixed if settings.get_current_profile_name() == "fixed" else strategy
+    )
+
+
 Shapes = dict[str, torch.Size]
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 seeds = st.one_of(st.integers(0, 2**63 - 1), st.integers(0, 2**16))
@@ -103,14 +123,18 @@ fractions = st.one_of(
     st.floats(1e-6, 1.0),
 )
 
-small_shape = st.lists(st.integers(1, 7), min_size=2, max_size=4).map(torch.Size)
-shape = st.one_of(
+fixed_shape = st.sampled_from([torch.Size(sizes) for sizes in ((4, 5), (5, 4), (3, 2, 2, 2))])
+small_shape = or_fixed(
+    st.lists(st.integers(1, 7), min_size=2, max_size=4).map(torch.Size), fixed_shape
+)
+any_shape = st.one_of(
     small_shape,
     st.lists(st.integers(1, 3), min_size=5, max_size=5).map(torch.Size),  # of a Conv3d
     # Depthwise, pointwise, of every rank; more than 1,000 and more than 10,000 weights.
     st.sampled_from([(6, 1, 3, 3), (5, 4, 1, 1), (8, 1, 3), (6, 1, 2, 1, 3)]).map(torch.Size),
     st.sampled_from([(30, 10, 3, 3), (120, 100)]).map(torch.Size),
 )
+shape = or_fixed(any_shape, fixed_shape)
 MORE_THAN_16_BITS = torch.Size([300, 225])
 """Weights that an index or a counter of 16 bits does not hold."""
 
@@ -174,7 +198,8 @@ def score_tensors(
     draw: st.DrawFn, values: st.SearchStrategy[float] = plain_values, max_size: int = 40
 ) -> Tensor:
     """A two-dimensional tensor of scores in one of the floating dtypes."""
-    drawn = draw(st.lists(values, min_size=1, max_size=max_size))
+    any_number = st.lists(values, min_size=1, max_size=max_size)
+    drawn = draw(or_fixed(any_number, st.lists(values, min_size=12, max_size=12)))
     return reshaped(drawn, draw(dtypes))
 
 

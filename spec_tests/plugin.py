@@ -30,7 +30,7 @@ KNOWN = pytest.StashKey[dict[str, str]]()
 NOISE = pytest.StashKey[str]()
 NOT_RUN = {"status": "not run", "examples": 0, "skipped": [], "failed": [], "failing": None}
 SECONDS = 300
-"""For a test of 50 examples; the slowest takes 15 s on two busy cores."""
+"""For a test of 50 examples; the slowest takes 20 s on two busy cores."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

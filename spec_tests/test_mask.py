@@ -24,6 +24,7 @@ from spec_tests.draws import (
     kinds,
     layers,
     layouts,
+    or_fixed,
     plain_values,
     random_scores,
     score_tensors,
@@ -85,7 +86,8 @@ def test_kept_count(numel: int, density: float) -> None:
 
 @clause("M2")
 @given(
-    scores=layers(st.integers(1, 3000).map(lambda numel: torch.Size([numel]))), density=fractions
+    scores=layers(or_fixed(st.integers(1, 3000), st.just(100)).map(lambda n: torch.Size([n]))),
+    density=fractions,
 )
 @example(random_scores([90], 0), 0.3)
 @example(random_scores([10], 0), 0.9)

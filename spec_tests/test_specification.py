@@ -1,11 +1,14 @@
-"""What is generated is current; the vectors of the core are right, and can be wrong."""
+"""What is generated is current; the vectors of the core can be wrong; a profile has few shapes."""
 
 import copy
 import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from torch import Tensor
 
+from spec_tests import draws
 from spec_tests.core_reader import wrong
 
 CORE = Path(__file__).parent / "vectors" / "core.json"
@@ -31,3 +34,20 @@ def test_core_vectors() -> None:
         expected = first["expected"]
         first["expected"] = next(v["expected"] for v in others if v["expected"] != expected)
         assert wrong(changed) == [f"{part} 0"]
+
+
+@pytest.mark.parametrize(("profile", "most"), [("fixed", 4), ("ci", 200)])
+def test_profile_of_few_shapes(profile: str, most: int) -> None:
+    before, seen = settings.get_current_profile_name(), set()
+    settings.load_profile(profile)
+    try:
+
+        @settings(settings.get_profile(profile), max_examples=100)
+        @given(draws.shape, draws.score_tensors())
+        def look(shape: tuple[int, ...], scores: Tensor) -> None:
+            seen.update({shape, scores.shape})
+
+        look()
+    finally:
+        settings.load_profile(before)
+    assert most // 10 < len(seen) <= most
