@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from reproduce.options import (
+    COST,
     MOST,
     RESULTS,
     All,
@@ -345,6 +346,18 @@ def steps(
 
     opened = open_one(device)
     _show(bench_steps(opened, batch=batch, compiled=compiled), opened, out)
+
+
+@bench.command()
+def cost(
+    out: Annotated[
+        Path, typer.Option(help="The page to write.", show_default="reproduce/COST.md")
+    ] = COST,
+) -> None:
+    """Count what a GPU would be asked, without one, and write the page with the hours it takes."""
+    from reproduce.bench.cost_page import write_page
+
+    write_page(out, open_one("cpu"), complain)
 
 
 @bench.command("files")

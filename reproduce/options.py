@@ -70,6 +70,7 @@ Ledger = Annotated[
     typer.Option(help="Folder of the rows that are kept.", show_default="reproduce/results"),
 ]
 RESULTS = Path(__file__).with_name("results")
+COST = Path(__file__).with_name("COST.md")
 File = Annotated[Path, typer.Argument(help="A compressed network, as run writes it.")]
 Lines = Annotated[
     Path | None, typer.Option("--out", help="Add each ratio to this file too, as a line of JSON.")

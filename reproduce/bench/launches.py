@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -135,7 +136,7 @@ class Counts(NamedTuple):
     backward: int
     optimizer: int
     flops: int
-    """Floating-point operations of products and convolutions, forward and backward."""
+    """Floating-point operations of products and convolutions: three times those forward."""
     bytes: int
     """Read and written by all kernels, forward in mixed precision, backward in proportion."""
     activations: int
@@ -193,6 +194,7 @@ def fake_step(cell: Cell, device: Device) -> Step:
     return Step(cell, network_of(cell, model, 0), cell.recipe.batch, device)
 
 
+@cache
 def count_forward(cell: Cell) -> tuple[Launches, int, list[int]]:
     """The forward pass of a training step: kernels, FLOPs, bytes of each storage that is kept.
 
@@ -207,18 +209,17 @@ def count_forward(cell: Cell) -> tuple[Launches, int, list[int]]:
         return launches, arithmetic.get_total_flops(), kept.beside(step.network.tensors.values())
 
 
-def _count_backward(cell: Cell) -> tuple[Launches, Launches, int]:
-    """Forward and backward pass in float32, and FLOPs of the latter."""
+def _count_backward(cell: Cell) -> tuple[Launches, Launches]:
+    """Forward and backward pass in float32."""
     alone = torch.autograd.set_multithreading_enabled(False)
     with FakeTensorMode(), FlashAttention(), alone:
         step = fake_step(cell, _OTHER)
         forward, backward = Launches(_OTHER.torch), Launches(_OTHER.torch)
         with forward:
             loss = step.forward()
-        arithmetic = FlopCounterMode(display=False)
-        with arithmetic, backward:
+        with backward:
             loss.backward()
-    return forward, backward, arithmetic.get_total_flops()
+    return forward, backward
 
 
 def _count_optimizer(cell: Cell) -> Launches:
@@ -233,6 +234,7 @@ def _count_optimizer(cell: Cell) -> Launches:
     return launches
 
 
+@cache
 def count_augmentation(recipe: Recipe, dataset: Dataset) -> Launches:
     """A batch of images picked and augmented.
 
@@ -253,6 +255,7 @@ def count_augmentation(recipe: Recipe, dataset: Dataset) -> Launches:
     return launches
 
 
+@cache
 def count(cell: Cell) -> Counts:
     """The training step of a cell at its batch; no value is computed.
 
@@ -261,7 +264,7 @@ def count(cell: Cell) -> Counts:
         RuntimeError: if this PyTorch knows no GPU, not even in name.
     """
     forward, flops, kept = count_forward(cell)
-    full, backward, flops_back = _count_backward(cell)
+    full, backward = _count_backward(cell)
     optimizer = _count_optimizer(cell)
     casts = forward.by_operation["_to_copy"]  # each has one in the backward pass
     shorter = forward.bytes / full.bytes
@@ -269,7 +272,7 @@ def count(cell: Cell) -> Counts:
         forward.kernels,
         backward.kernels + casts,
         optimizer.kernels,
-        flops + flops_back,
+        3 * flops,
         forward.bytes + round(shorter * backward.bytes) + optimizer.bytes,
         sum(kept),
     )

@@ -17,7 +17,7 @@ from reproduce.study.studies import STUDIES
 from reproduce.training.device import Device
 from reproduce.training.networks import make_model
 from reproduce.training.run import training_batches
-from reproduce.training.step import training_step
+from reproduce.training.step import Step, training_step
 
 CELLS = (
     STUDIES["paper"]
@@ -39,6 +39,18 @@ def sorted_mask(scores: Tensor, density: float) -> Tensor:
     return mask.reshape(scores.shape) + (magnitude - magnitude.detach())
 
 
+def plain_step(cell: Cell, batch: int, device: Device) -> Step:
+    """A step of a network whose masks the reference makes, layer by layer."""
+    step = training_step(cell, batch, device, compiled=False)
+    state, density = step.network.state, cell.density
+    assert state is not None
+    assert density is not None
+    step.logits = lambda images: pemn.masked_forward(
+        step.network.model, *state, images, density=density
+    )
+    return step
+
+
 def augmentation(cell: Cell, batch: int, device: Device) -> Callable[[], object]:
     """One batch made of images of random bytes, which cost as much as photographs."""
     dataset, stream = DATASETS[cell.dataset], random_stream("noise", 0)
@@ -52,7 +64,10 @@ def augmentation(cell: Cell, batch: int, device: Device) -> Callable[[], object]
 def bench_steps(
     device: Device, *, batch: int, compiled: bool, pairs: int = 10, seconds: float = 2
 ) -> Iterator[Ratio]:
-    """All ratios, one after the other; with ``compiled`` those of compiled steps too."""
+    """All ratios, one after the other; with ``compiled`` those of compiled steps too.
+
+    Steps mask as training does, by ``pemn_ref.fast``; beside it, the reference's plain masks.
+    """
     timed = partial(compare, pairs=pairs, seconds=seconds, synchronize=device.synchronize)
     modes = (False, True) if compiled else (False,)
     for cell in CELLS:
@@ -63,6 +78,11 @@ def bench_steps(
                 training_step(cell, batch, device, compiled=mode),
                 training_step(dense, batch, device, compiled=mode),
             )
+        yield timed(
+            f"{cell.model.label}: step masked by the reference / dense",
+            plain_step(cell, batch, device),
+            training_step(dense, batch, device, compiled=False),
+        )
 
     for cell in CELLS:
         drawn = pemn.init_scores(pemn.maskable_shapes(make_model(cell, 0)), seed=0)

@@ -39,6 +39,7 @@ def test_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
     rows, table = run(command, tmp_path / "rows", "steps", "--batch", "2", "--device", "cpu")
     assert [row["what"] for row in rows] == [
         "convmixer-d1-w4: step masked / dense",
+        "convmixer-d1-w4: step masked by the reference / dense",
         "convmixer-d1-w4: masks / as the released code makes them, with gradient",
         "convmixer-d1-w4: a batch augmented / step masked",
     ]

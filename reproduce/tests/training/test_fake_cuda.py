@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import pemn_ref as pemn
+from reproduce.bench.cost_page import counts_of
 from reproduce.bench.launches import (
     GPU,
     FlashAttention,
@@ -28,6 +29,7 @@ from reproduce.bench.launches import (
     fake_step,
 )
 from reproduce.data.datasets import DATASETS
+from reproduce.options import COST
 from reproduce.preflight.cost import size
 from reproduce.study.cells import Cell
 from reproduce.study.recipes import CONVMIXER, RESNET, TINY_IMAGENET, VIT
@@ -107,6 +109,13 @@ def test_masks_that_never_change_are_not_made_in_a_step() -> None:
     layers = len(pemn.maskable_shapes(make_model(cell_of("resnet32", "mp"), 0)))
     assert control == dense
     assert pruned - dense == {"mul": layers}  # weights, which are trained, times masks
+
+
+@on_fake_gpu
+@pytest.mark.parametrize("label", FIRST.values())
+def test_page_has_the_counts_of_this_version(label: str) -> None:
+    """``python -m reproduce bench cost`` writes it anew."""
+    assert f"\n| {counts_of(cell_of(label, 'mp'))} |" in COST.read_text(encoding="utf-8")
 
 
 class Held(TorchDispatchMode):
