@@ -76,6 +76,22 @@ def document(_: argparse.Namespace) -> int:
     return 0
 
 
+def contexts(_: argparse.Namespace) -> int:
+    """Print which gate holds in which clause for which function; 1 if one holds nowhere."""
+    import spec_tests.conftest  # noqa: F401  the profile: before the clauses take it
+    import spec_tests.gates
+
+    return spec_tests.gates.contexts()
+
+
+def gates(arguments: argparse.Namespace) -> int:
+    """Measure how many gated mistakes are caught, and write GATES.md."""
+    import spec_tests.conftest  # noqa: F401  the profile: before the clauses take it
+    import spec_tests.gates
+
+    return spec_tests.gates.gates(arguments.all, arguments.sample)
+
+
 def _cell(row: dict[str, Any] | None) -> str:
     if row is None or row["status"] == "not run":
         return "-"
@@ -109,6 +125,12 @@ def main() -> int:
     command.set_defaults(do=lambda _: mutate())
     command = commands.add_parser("document", help="write the specification, vectors and tables")
     command.set_defaults(do=document)
+    command = commands.add_parser("contexts", help="show which contexts the clauses reach")
+    command.set_defaults(do=contexts)
+    command = commands.add_parser("gates", help="show mistakes that hold in a context alone")
+    command.add_argument("--all", action="store_true", help="every pair, not one for each context")
+    command.add_argument("--sample", metavar="N", type=int, help="the first N pairs of these")
+    command.set_defaults(do=gates)
     arguments = parser.parse_args()
     return int(arguments.do(arguments))
 

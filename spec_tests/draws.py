@@ -87,15 +87,20 @@ OF_LAYERS: Modes = {
 MODES: Modes = {**OF_LAYERS, "autocast": lambda: torch.autocast("cpu", torch.bfloat16)}
 
 
-def under(modes: Modes) -> Callable[[Test], Test]:
-    """Run each example of a clause in one of the modes of torch, the same each time it is tried."""
+def under(modes: Modes, every: bool = False) -> Callable[[Test], Test]:
+    """Run each example of a clause in one of the modes of torch, the same each time it is tried.
+
+    Or in every one, where that is quick.
+    """
 
     def decorate(test: Test) -> Test:
         @functools.wraps(test)
         def call(*args: Any, **kwargs: Any) -> Any:
             chosen = zlib.crc32(repr((args, kwargs)).encode()) % len(modes)
-            with [*modes.values()][chosen]():
-                return test(*args, **kwargs)
+            for i, mode in enumerate(modes.values()):
+                if every or i == chosen:
+                    with mode():
+                        test(*args, **kwargs)
 
         return call  # type: ignore[return-value]
 
@@ -113,7 +118,7 @@ def or_fixed(
 
 Shapes = dict[str, torch.Size]
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-seeds = st.one_of(st.integers(0, 2**63 - 1), st.integers(0, 2**16))
+seeds = st.one_of(st.integers(0, 2**63 - 1), st.integers(0, 2**16), st.integers(2**32, 2**63 - 1))
 dtypes = st.sampled_from(DTYPES)
 
 # As people write them: a few decimals; and any float, which is also a decimal.

@@ -10,7 +10,17 @@ from hypothesis import given
 from torch import Tensor, nn
 
 from spec_tests.clauses import clause
-from spec_tests.draws import MODES, Network, dtypes, few, networks, random_states
+from spec_tests.draws import (
+    MODES,
+    Drawn,
+    Network,
+    dtypes,
+    few,
+    networks,
+    random_states,
+    seeds,
+    strategies,
+)
 from spec_tests.models import (
     CASES,
     Awkward,
@@ -52,7 +62,8 @@ class Own(nn.Conv2d):
 
 
 @clause("W9")
-def test_maskable_is_what_a_module_is() -> None:
+@pytest.mark.parametrize("train", [True, False])
+def test_maskable_is_what_a_module_is(train: bool) -> None:
     """Convolutions of every kind and padding are maskable, subclasses of the layers too, as is a
     projection that attention uses twice, once; no other weight of two dimensions or more is.
     """
@@ -60,7 +71,8 @@ def test_maskable_is_what_a_module_is() -> None:
     shared.k_proj_weight = shared.q_proj_weight
     others = [nn.Embedding(3, 2), nn.LayerNorm((2, 3)), nn.Bilinear(2, 2, 2)]
     names = ["0.weight", "4.q_proj_weight", "4.v_proj_weight", "4.out_proj.weight"]
-    assert list(pemn.maskable_shapes(nn.Sequential(Own(1, 1, 1), *others, shared))) == names
+    model = nn.Sequential(Own(1, 1, 1), *others, shared).train(train)
+    assert list(pemn.maskable_shapes(model)) == names
     for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
         for padding in ("zeros", "reflect", "replicate", "circular"):
             assert [*pemn.maskable_shapes(kind(2, 3, 1, padding_mode=padding))] == ["weight"]
@@ -157,6 +169,14 @@ def test_init_is_its_parts(case: str, context: Network, dtype: torch.dtype) -> N
         assert state.buffers[name].data_ptr() != buffer.data_ptr()
 
 
+def weights_trained(state: Any) -> Any:
+    """The state with weights that want a gradient, and scores that do not."""
+    return state._replace(
+        weights={n: w.requires_grad_() for n, w in state.weights.items()},
+        scores={n: s.detach() for n, s in state.scores.items()},
+    )
+
+
 @clause("W5")
 @pytest.mark.parametrize("case", sorted(CASES))
 @few()
@@ -167,11 +187,7 @@ def test_materialize(case: str, context: Network, dtype: torch.dtype) -> None:
     """
     context = context.of(case).finite()._replace(dtype=dtype)
     model, state, _ = network_in(context, case)
-    if context.frozen:
-        state = state._replace(
-            weights={n: w.requires_grad_() for n, w in state.weights.items()},
-            scores={n: s.detach() for n, s in state.scores.items()},
-        )
+    state = weights_trained(state) if context.frozen else state
     expected = dict(plain_of(model, state, context.density).state_dict())
     for mode in (MODES[context.mode], MODES["autocast"]):
         with mode():
@@ -187,7 +203,7 @@ def test_materialize(case: str, context: Network, dtype: torch.dtype) -> None:
 @clause("W6")
 def test_arguments_reach_the_model() -> None:
     """Positional and keyword arguments, of whatever name but density, are those of the model's
-    forward; so is what it returns, once its hooks have seen it.
+    forward; so is what it returns, once its hooks have seen it, and its gradient.
     """
 
     class Scaled(nn.Module):
@@ -206,11 +222,20 @@ def test_arguments_reach_the_model() -> None:
     names = ("weights", "scores", "rest", "buffers", "model", "state", "inputs", "kwargs", "strict")
     by = {name: float(i) for i, name in enumerate(names, start=2)}
     got = pemn.masked_forward(model, *state, x, y, density=0.5, **by)
-    torch.testing.assert_close(got, plain_of(model, state, 0.5)(x, y, **by))
+    plain = plain_of(model, state, 0.5)
+    expected = plain(x, y, **by)
+    torch.testing.assert_close(got, expected)
+    got["out"].sum().backward()
+    expected["out"].sum().backward()
+    scores, gradient = state.scores["linear.weight"], plain.get_parameter("linear.weight").grad
+    straight = gradient * state.weights["linear.weight"] * scores.detach().sign()
+    torch.testing.assert_close(scores.grad, straight)
 
 
 @clause("W7", "SHOULD")
-def test_memory_format_and_frozen_rest() -> None:
+@few()
+@given(strategy=strategies(), seed=seeds)
+def test_memory_format_and_frozen_rest(strategy: Drawn, seed: int) -> None:
     """init keeps a model's memory format, and frozen what was frozen of the rest; the scores are
     trained, even those of a frozen weight.
     """
@@ -218,7 +243,7 @@ def test_memory_format_and_frozen_rest() -> None:
     model.stem.to(memory_format=torch.channels_last)
     model.norm.requires_grad_(False)
     model.stem.requires_grad_(False)
-    state = pemn.init(model, pemn.mask, seed=0)
+    state = pemn.init(model, strategy.value, seed=seed)
     assert state.scores["stem.weight"].requires_grad
     for part in (state.weights, state.scores):
         assert part["stem.weight"].is_contiguous(memory_format=torch.channels_last)
@@ -265,6 +290,7 @@ def test_init_and_materialize_modify_nothing(case: str, context: Network) -> Non
         torch.rand(1)  # so that it is not as any seed has it
         random = random_states()
         state = put_into(context, pemn.init(model, context.strategy.value, seed=context.seed))
+        state = weights_trained(state) if context.frozen else state
         parts = copy.deepcopy([*map(dict, state)])
         with MODES[context.mode]():
             for _ in range(2):
@@ -341,19 +367,22 @@ HELD = {
 @clause("W11")
 @pytest.mark.parametrize("shape", HELD)
 @pytest.mark.parametrize("train", [True, False])
-def test_model_holds_the_same_objects(shape: str, train: bool) -> None:
+@few()
+@given(context=networks)
+def test_model_holds_the_same_objects(shape: str, train: bool, context: Network) -> None:
     """Every attribute of the model holds the same tensor afterwards, also where a module or tensor
     has several names, forward sets a buffer that was None, or forward raises; a second call works.
     """
+    context, density = context.of(shape).finite(), context.density
     model = built(HELD[shape], 0).double().train(train)
-    state = pemn.init(model, pemn.rp(0.5), seed=0)
+    state = put_into(context, pemn.init(model, context.strategy.value, seed=context.seed))
     inputs = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(3, 4)
     with untouched(model):
         for _ in range(2):
-            pemn.masked_forward(model, *state, inputs, density=0.5).sum().backward()
+            pemn.masked_forward(model, *state, inputs, density=density).sum().backward()
         with pytest.raises(RuntimeError):
-            pemn.masked_forward(model, *state, inputs[:, 1:], density=0.5)
-        pemn.materialize(model, state, density=0.5)
+            pemn.masked_forward(model, *state, inputs[:, 1:], density=density)
+        pemn.materialize(model, state, density=density)
 
 
 @clause("W12", "SHOULD")

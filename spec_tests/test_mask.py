@@ -78,7 +78,7 @@ def assert_keeps_largest(scores: Tensor, density: float) -> None:
 @example(*TRUNCATED[3])
 @example(*TRUNCATED[4])
 @example(*TRUNCATED[5])
-@under(MODES)
+@under(MODES, every=True)
 def test_kept_count(numel: int, density: float) -> None:
     """Kept are ceil(density * n), the density rounded to 12 decimals, and at least one."""
     assert pemn.kept(numel, density) == oracle.kept(numel, density)
@@ -132,7 +132,7 @@ def test_ties_drop_the_earlier(scores: Tensor, density: float) -> None:
 @example(torch.tensor([5e-324, 1e-323, 0.0, 0.0], dtype=torch.float64), 0.5)
 @example(torch.tensor([1e-45, 3e-45, 0.0, 0.0]), 0.25)
 @example(torch.tensor([65504.0, 65472.0, 6e-8, 0.0], dtype=torch.float16), 0.25)
-@under(MODES)
+@under(MODES, every=True)
 def test_special_values(scores: Tensor, density: float) -> None:
     """NaN ranks as infinite; infinite and the largest finite scores by their size, subnormal ones
     too, or as 0 all of them where the machine flushes them.
@@ -167,7 +167,7 @@ def test_memory_format_does_not_matter(
 @given(
     scores=score_tensors(st.one_of(plain_values, tied_values, special_values)), density=fractions
 )
-@under(MODES)
+@under(MODES, every=True)
 def test_mask_of_a_mask(scores: Tensor, density: float) -> None:
     """A mask taken as scores gives itself, so that a stored mask can stand for the scores."""
     mask = pemn.score_mask(scores, density=density)

@@ -15,7 +15,18 @@ from torch.func import grad, hessian, jacrev, jvp, vmap
 
 from spec_tests import oracle
 from spec_tests.clauses import clause
-from spec_tests.draws import DTYPES, few, fractions, random_scores, seeds
+from spec_tests.draws import (
+    DTYPES,
+    KINDS,
+    Drawn,
+    Network,
+    few,
+    fractions,
+    networks,
+    random_scores,
+    seeds,
+    strategies,
+)
 from spec_tests.models import CASES, Convolutions, built, needs
 from spec_tests.subject import pemn
 
@@ -221,19 +232,28 @@ def test_bfloat16_autocast(case: str) -> None:
 
 
 @clause("X8", "SHOULD")
-def test_channels_last() -> None:
+@few()
+@given(context=networks)
+def test_channels_last(context: Network) -> None:
     """With model and input in channels_last the output is that of contiguous ones, and keeps the
     memory format as the plain module does.
     """
     model = built(lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), 0).double()
     x = random_scores((2, 3, 6, 5), 0, torch.float64)
-    contiguous = pemn.masked_forward(model, *pemn.init(model, pemn.mp, seed=0), x, density=0.5)
+    make, strategy, seed = KINDS[context.kind], context.strategy.value, context.seed
+
+    def state_of(model: nn.Module) -> Any:
+        state = pemn.init(model, strategy, seed=seed)
+        return state._replace(scores={n: make(s.detach()) for n, s in state.scores.items()})
+
+    density = context.density
+    contiguous = pemn.masked_forward(model, *state_of(model), x, density=density)
     model, x = model.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
-    state = pemn.init(model, pemn.mp, seed=0)
-    got = pemn.masked_forward(model, *state, x, density=0.5)
+    state = state_of(model)
+    got = pemn.masked_forward(model, *state, x, density=density)
     assert_close(got, contiguous)
     assert got.is_contiguous(memory_format=torch.channels_last)
-    masked = pemn.apply_mask(state.weights, state.scores, density=0.5)["0.weight"]
+    masked = pemn.apply_mask(state.weights, state.scores, density=density)["0.weight"]
     assert masked.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -259,12 +279,14 @@ def test_gradcheck() -> None:
 
 
 @clause("X10", "SHOULD")
-def test_meta_device() -> None:
+@few()
+@given(seed=seeds, strategy=strategies())
+def test_meta_device(seed: int, strategy: Drawn) -> None:
     """On the meta device shapes, storage, init and forward need no values and no other device."""
     with torch.device("meta"):
         model = Convolutions()
     assert pemn.maskable_shapes(model) == pemn.maskable_shapes(Convolutions())
-    state = pemn.init(model, pemn.rp(0.1), seed=0)
+    state = pemn.init(model, strategy.value, seed=seed)
     assert {t.device.type for part in state for t in part.values()} == {"meta"}
     out = pemn.masked_forward(model, *state, torch.ones(2, 3, 6, 6, device="meta"), density=0.5)
     assert out.shape == (2, 3)

@@ -80,7 +80,8 @@ def prototype_length(numel: int, ratio: float) -> int:
 
 def random_vector(shape: Sequence[int], stream: torch.Generator) -> Tensor:
     """Values for a layer of the shape, Kaiming normal."""
-    return torch.randn(math.prod(shape), generator=stream) * math.sqrt(2 / math.prod(shape[1:]))
+    values = torch.randn(math.prod(shape), generator=stream, dtype=torch.float32)
+    return values * math.sqrt(2 / math.prod(shape[1:]))
 
 
 def tiled(values: Tensor, shape: Sequence[int]) -> Tensor:
@@ -135,7 +136,8 @@ def init_scores(shapes: Shapes, *, seed: int) -> Tensors:
     scores = {}
     for name, shape in shapes.items():
         bound = 1 / math.sqrt(math.prod(shape[1:]))
-        scores[name] = torch.empty(*shape).uniform_(-bound, bound, generator=stream)
+        drawn = torch.empty(*shape, dtype=torch.float32)
+        scores[name] = drawn.uniform_(-bound, bound, generator=stream)
     return scores
 
 
@@ -171,7 +173,7 @@ def init(model: nn.Module, strategy: Sharing, *, seed: int) -> State:
     )
 
 
-def masked_forward(model: nn.Module, *args: Any, density: float, **kwargs: Any) -> Any:
+def masked_forward(model: nn.Module, /, *args: Any, density: float, **kwargs: Any) -> Any:
     weights, scores, rest, buffers, *inputs = args
     attributes = {name.removesuffix("weight") + "scores": s for name, s in scores.items()}
     tensors = {**weights, **attributes, **rest, **buffers}

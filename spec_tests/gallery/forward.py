@@ -174,7 +174,7 @@ def _maskable_attributes(right: Any, module: Any) -> Any:
 def materialize(right: Any, model: Any, state: Any, *, density: float) -> Any:
     dense = right.materialize(model, state, density=density)
     for name, weight in state.weights.items():
-        weight.copy_(dense[name])
+        weight.detach().copy_(dense[name])
     return dense
 
 
