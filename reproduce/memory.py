@@ -9,5 +9,5 @@ def out_of_memory(error: BaseException) -> bool:
     >>> out_of_memory(MemoryError()), out_of_memory(RuntimeError("shape '[2]' is invalid"))
     (True, False)
     """
-    said = r"out of memory|allocate memory|bad_alloc|map segment|start new thread"
-    return isinstance(error, MemoryError) or re.search(said, str(error)) is not None
+    said = r"MemoryError|out of memory|allocate memory|bad_alloc|map segment|start new thread"
+    return re.search(said, f"{type(error).__name__}: {error}") is not None
