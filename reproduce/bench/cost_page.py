@@ -203,11 +203,10 @@ def _verdict(cells: tuple[Cell, ...]) -> str:
     if sum(hours(cell, LAUNCHES[1]) for cell in cells) <= AIM:
         return f"The aim, at most {AIM} hours, is met on these assumptions."
     busy = sum(hours(cell, 0) for cell in cells)
-    byte = sum(_run(c, 0, step_of(c)._replace(flops=0).seconds(0)) for c in cells)
     return (
         f"The aim, at most {AIM} hours, is missed: the GPU alone is busy for {busy:.1f} hours,\n"
-        f"{byte:.1f} of them with the bytes of kernels that are run one by one. Processes that\n"
-        "share the GPU save at most the rest, where it waits for launches."
+        "most of them with the bytes of kernels that are run one by one. Processes that share it\n"
+        "save at most the rest, where it waits for launches."
     )
 
 
