@@ -264,12 +264,13 @@ In this order. Stop at the first number that is not understood:
 
 ```sh
 python -m reproduce check --all    # numbers against CPU float64, a resumed run, memory, time
-for batch in 512 256 128; do python -m reproduce bench steps --batch $batch; done
-cells="python -m reproduce run --all --dataset cifar10"
-$cells --model convmixer-d6-w256 --strategy rp_1e-3    # the canary
-for strategy in mp rp_1e-1 rp_1e-2 dense; do           # bound by launches: they share the GPU
-  $cells --model resnet32 --strategy $strategy &
-done
+python -m reproduce bench steps --batch 512
+python -m reproduce bench steps --batch 128
+# the canary
+python -m reproduce run --all --dataset cifar10 --model convmixer-d6-w256 --strategy rp_1e-3
+# bound by launches, so that two share the GPU
+python -m reproduce run --all --dataset cifar10 --model resnet32 --strategy mp --strategy rp_1e-1 &
+python -m reproduce run --all --dataset cifar10 --model resnet32 --strategy rp_1e-2 --strategy dense
 wait
 python -m reproduce table --ledger runs                # ours beside the paper's
 tar czf runs.tar.gz runs                               # rows, networks, checkpoints
