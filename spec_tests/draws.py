@@ -222,7 +222,9 @@ KINDS: dict[str, Callable[[Tensor], Tensor]] = {
     "negative": lambda scores: -scores.abs() - 0.01,
     "zeros": lambda scores: scores.clamp(min=0),
     "equal": lambda scores: torch.full_like(scores, -0.5),
-    "infinite": lambda scores: torch.where(scores.abs() > 1, scores.sign() * math.inf, scores),
+    "infinite": lambda scores: torch.where(
+        scores.abs() > scores.abs().max() / 2, scores.sign() * math.inf, scores
+    ),
 }
 """What normal scores are made into."""
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -96,9 +96,10 @@ def test_kept_count(numel: int, density: float) -> None:
 @under(MODES)
 def test_mask_keeps_that_many(scores: Tensor, density: float) -> None:
     """A mask keeps exactly that many of its layer's weights."""
-    assert int(pemn.score_mask(scores, density=density).sum()) == oracle.kept(
+    mask = pemn.score_mask(scores, density=density)
+    assert int(mask.double().sum()) == oracle.kept(
         scores.numel(), density
-    )
+    )  # bfloat16 counts to 256
 
 
 @clause("M3")
