@@ -2,6 +2,7 @@
 
 import math
 import re
+from itertools import cycle
 
 import pytest
 import torch
@@ -236,7 +237,7 @@ def test_density_of_each_layer(shapes: Shapes, drawn: list[float], seed: int) ->
     """A density for each layer, by name and in any order, is that of its mask; one that lacks a
     layer or names another is refused, and the layer named.
     """
-    density = dict(zip(reversed(shapes), drawn, strict=False))
+    density = dict(zip(reversed(shapes), cycle(drawn), strict=False))
     weights = {name: torch.ones(shape) for name, shape in shapes.items()}
     scores = {name: random_scores(shape, seed) for name, shape in shapes.items()}
     masked = pemn.apply_mask(weights, scores, density=density)
