@@ -455,6 +455,9 @@ ALIKE: dict[tuple[str, str], str] = {
     ("P12: the stream begins anew for every prototype", "ratio < 0.01"): (
         "only rp has a ratio, and it has one prototype"
     ),
+    ("P13: every prototype is drawn with the next seed", "strategy mp"): (
+        "mp has one prototype, and it is drawn with the seed itself"
+    ),
     ("G1: gradient to the kept weights only", "density 1"): "all weights are kept",
 }
 

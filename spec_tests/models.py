@@ -315,8 +315,9 @@ def model_in(context: Network, case: str) -> tuple[nn.Module, Tensor]:
 
 
 def network_in(context: Network, case: str) -> tuple[nn.Module, Any, Tensor]:
-    """Model, state and inputs of a case, in this context."""
+    """Model, state and inputs of a case, in this context; skips what the machine cannot run."""
     model, inputs = model_in(context, case)
+    needs(model, inputs)
     state = pemn.init(model, context.strategy.value, seed=context.seed)
     return model, put_into(context, state), inputs
 

@@ -29,7 +29,6 @@ from spec_tests.models import (
     assert_equals_plain,
     built,
     model_in,
-    needs,
     network_in,
     plain_of,
     put_into,
@@ -91,7 +90,6 @@ def test_equals_the_plain_module(case: str, train: bool, context: Network) -> No
     """
     context = context.of(case)._replace(train=train)
     model, state, inputs = network_in(context, case)
-    needs(model, inputs)
     plain = plain_of(model, state, context.density)
     for _ in range(2):
         assert_equals_plain(model, state, inputs, context.density, plain, context.mode)
@@ -110,7 +108,6 @@ def test_modifies_nothing(case: str, train: bool, context: Network) -> None:
     """
     context = context.of(case)._replace(train=train)
     model, state, inputs = network_in(context, case)
-    needs(model, inputs)
     for part in model.modules():
         if isinstance(part, nn.Dropout):
             part.p = 0.0
@@ -186,7 +183,8 @@ def test_materialize(case: str, context: Network, dtype: torch.dtype) -> None:
     keys, tied names too, values and dtypes; it is free of the state's memory and of gradients.
     """
     context = context.of(case).finite()._replace(dtype=dtype)
-    model, state, _ = network_in(context, case)
+    model, _ = model_in(context, case)
+    state = put_into(context, pemn.init(model, context.strategy.value, seed=context.seed))
     state = weights_trained(state) if context.frozen else state
     expected = dict(plain_of(model, state, context.density).state_dict())
     for mode in (MODES[context.mode], MODES["autocast"]):

@@ -25,7 +25,6 @@ from spec_tests.draws import (
 from spec_tests.models import (
     CASES,
     close_for,
-    needs,
     network_in,
     oracle_mask,
     plain_of,
@@ -147,7 +146,6 @@ def test_training_moves_scores_and_rest_only(case: str, context: Network) -> Non
     alive = context._replace(frozen=False, kind="normal", dtype=torch.float64, density=0.5)
     model, state, inputs = network_in(alive, case)
     seed, strategy = context.seed, context.strategy.value
-    needs(model, inputs)
     shapes = pemn.maskable_shapes(model)
     prototype = pemn.make_prototype(shapes, strategy, seed=seed)
     drawn = {group: values.clone() for group, values in prototype.items()}
@@ -175,7 +173,6 @@ def test_rest_gets_plain_gradients(case: str, context: Network) -> None:
     """The rest gets the gradient that the plain module with the masked weights gives it."""
     context = context.of(case)._replace(frozen=False)
     model, state, inputs = network_in(context, case)
-    needs(model, inputs)
     plain = plain_of(model, state, context.density)
     for _ in range(2):  # gradients of several calls add up
         with same_draws():
@@ -218,7 +215,6 @@ def test_network_trains_straight_through(case: str, context: Network) -> None:
     """
     context = context.of(case)._replace(apart=False)
     model, state, inputs = network_in(context, case)
-    needs(model, inputs)
     for _ in range(2):
         plain = plain_of(model, state, context.density).requires_grad_()
         with same_draws():
