@@ -8,6 +8,7 @@ import importlib
 import io
 import json
 import re
+import signal
 import traceback
 from collections.abc import Generator
 from contextlib import redirect_stdout
@@ -165,6 +166,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if identifier in config.stash[KNOWN]:  # not strict: other cases of the clause may pass
             reason = config.stash[KNOWN][identifier]
             item.add_marker(pytest.mark.xfail(reason=reason, strict=False))
+
+
+@pytest.hookimpl(wrapper=True, optionalhook=True)
+def pytest_timeout_set_timer(settings: Any) -> Generator[None, Any, Any]:
+    """Let the alarm of pytest-timeout go off again and again.
+
+    Where it comes between two examples, Hypothesis takes it for a failure of the one before, and
+    goes on to the one that does not end.
+    """
+    result = yield
+    if settings.method == "signal":
+        signal.setitimer(signal.ITIMER_REAL, settings.timeout, settings.timeout)
+    return result
 
 
 @pytest.hookimpl(wrapper=True)

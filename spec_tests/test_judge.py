@@ -110,7 +110,7 @@ def test_a_clause_that_does_not_end_is_named(pytester: pytest.Pytester) -> None:
         endless="def kept(numel, density):\n    while numel > 50:\n        pass\n    return numel\n"
     )
     pytester.syspathinsert()
-    options = ("-p", "spec_tests.plugin", "--impl=endless", "--clause=M1", "--timeout=1")
+    options = ("-p", "spec_tests.plugin", "--impl=endless", "--clause=M1", "--timeout=3")
     with judging(subject.implementation):
         result = pytester.runpytest_inprocess(*options, SUITE / "test_mask.py")
     result.stdout.fnmatch_lines(
