@@ -280,8 +280,12 @@ def test_lines_that_are_no_rows_are_said_and_left_and_nothing_else_is_touched(
     for kept in (precious, other, left):
         kept.write_text("precious", encoding="utf-8")
     plan = ("plan", "--device", "cpu", "--out", command.out, "--seeds", "1")
-    code, output, _ = command.command(*plan)
+    code, output, errors = command.command(*plan)
     assert code == 0
+    assert errors.splitlines() == [
+        "measuring a step of convmixer-d2-w32 on digits",
+        "counting memory",
+    ]
     assert left.exists()
     code, more, errors = command(*SMALL)
     assert (code, errors) == (0, "")
