@@ -93,7 +93,7 @@ def apply_mask(weights: Tensors, scores: Tensors, *, density: Density) -> dict[s
 
     Returns name -> masked weight, of the shape, dtype and device of the weight. Gradients are the
     reference's, to scores and weights. Layers in another memory format than the usual one are
-    masked one by one.
+    masked one by one. Under an autocast torch refuses to stack layers of float16.
 
     Raises:
         ValueError: if names or shapes of the two differ, ``density`` lies outside (0, 1], or has

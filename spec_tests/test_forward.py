@@ -29,6 +29,7 @@ from spec_tests.models import (
     assert_equals_plain,
     built,
     model_in,
+    needs,
     network_in,
     plain_of,
     put_into,
