@@ -108,7 +108,7 @@ def main() -> int:
     command = commands.add_parser("run", help="judge an implementation")
     command.add_argument("--impl", metavar="MODULE", default="pemn_ref", help="module to judge")
     command.add_argument(
-        "--class", dest="claim", metavar="CLASS", help="core, torch, file or errors"
+        "--class", dest="claim", metavar="CLASS", help="core, torch, file, errors or extras"
     )
     command.add_argument("--clause", metavar="IDS", help="these clauses only, as in F2,M*")
     command.add_argument("--known", metavar="FILE", type=Path, help="known failures, with reasons")

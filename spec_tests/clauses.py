@@ -17,8 +17,10 @@ Level = Literal["MUST", "SHOULD"]
 SPECIFICATION = "1.0"
 """The version of all clauses together; what changed from one to the next stands in ``SPEC.md``."""
 
-CLASSES = ("core", "torch", "file", "errors")
+CLASSES = ("core", "torch", "file", "errors", "extras")
 """What an implementation can claim: ``core`` on plain arrays, ``torch`` on modules, ..."""
+_EXTRAS = ("M10", "S6", "W12", "C16")
+"""What goes beyond the paper: layers left out, a density for each layer."""
 
 
 class Clause(NamedTuple):
@@ -36,6 +38,8 @@ class Clause(NamedTuple):
     @property
     def claim(self) -> str:
         """The one of ``CLASSES`` that it belongs to."""
+        if self.identifier in _EXTRAS:
+            return "extras"
         if self.identifier in ("G4", "G5", "G7"):  # the gradient in a module
             return "torch"
         return {"W": "torch", "X": "torch", "C": "file", "E": "errors"}.get(

@@ -5,7 +5,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from spec_tests import oracle
-from spec_tests.contract import Shapes, Tensors
+from spec_tests.contract import Density, Shapes, Tensors
 
 prototype_length = oracle.prototype_length
 kept = oracle.kept
@@ -79,10 +79,13 @@ def score_mask(scores: Tensor, *, density: float) -> Tensor:
     return torch.from_numpy(oracle.mask(scores.double().numpy(), density)).to(scores.dtype)
 
 
-def apply_mask(weights: Tensors, scores: Tensors, *, density: float) -> dict[str, Tensor]:
+def apply_mask(weights: Tensors, scores: Tensors, *, density: Density) -> dict[str, Tensor]:
     """Name -> masked weight, without gradient."""
+    each = density if isinstance(density, Mapping) else dict.fromkeys(weights, density)
+    for name in weights.keys() ^ each.keys():
+        raise ValueError(f"no density for each weight and no other: {name}")
     return {
-        name: weight * score_mask(scores[name], density=density).to(weight.dtype)
+        name: weight * score_mask(scores[name], density=each[name]).to(weight.dtype)
         for name, weight in weights.items()
     }
 

@@ -37,6 +37,7 @@ from reproduce.tests.conftest import Command
 from reproduce.tests.invented import failed_row_of, row_of, write_rows
 from reproduce.training.checkpoint import Stop
 from reproduce.training.device import Device, open_device
+from reproduce.training.program import PROGRAM
 from reproduce.training.run import Skipped
 
 CPU = open_device("cpu")
@@ -398,7 +399,8 @@ def test_a_good_check_is_made_once_for_a_folder_and_versions(
     file.write_bytes(file.read_bytes()[:-1])
     assert checks.once()
     assert len(checks.results) == 2
-    monkeypatch.setattr(torch, "__version__", "99.0")
+    another = structs.replace(PROGRAM, commit="another")
+    monkeypatch.setattr("reproduce.preflight.check.PROGRAM", another)
     assert checks.once()
     assert len(checks.results) == 1
     checks.out = tmp_path / "other"

@@ -68,7 +68,7 @@ def test_model_stays_as_it_is(walk: dict[str, Any]) -> None:
 
 
 def test_dense_and_loaded_networks_are_the_trained_one(walk: dict[str, Any]) -> None:
-    images, model = walk["data"].test_images, walk["model"]
+    images, model = walk["held_out"].pixels, walk["model"]
     logits = pemn.masked_forward(model.eval(), *walk["state"], images, density=0.5)
     again = pemn.masked_forward(model, *walk["again"], images, density=0.5)
     assert torch.equal(again, logits)
