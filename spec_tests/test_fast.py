@@ -1,0 +1,61 @@
+"""The fast path has the bits of the reference; ``--impl pemn_ref.fast`` judges its clauses."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+import pemn_ref as pemn
+from pemn_ref import fast
+from spec_tests.draws import DTYPES, random_scores
+from spec_tests.models import CASES, built
+
+
+def layers(dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Weights and scores of layers of equal and other sizes, with ties, NaN, infinity, layouts."""
+    shapes = {"a": (4, 3, 2, 2), "b": (8, 6), "c": (6, 8), "d": (5,), "e": (4, 3, 2, 2)}
+    weights = {n: random_scores(shape, i, dtype) for i, (n, shape) in enumerate(shapes.items())}
+    scores = {n: random_scores(w.shape, i + 9, dtype) for i, (n, w) in enumerate(weights.items())}
+    scores["b"] = scores["b"].round()
+    scores["c"].view(-1)[:5] = torch.tensor([math.nan, math.inf, -math.inf, 0.0, -0.0])
+    scores["e"] = scores["e"].to(memory_format=torch.channels_last)
+    return weights, {name: values.requires_grad_() for name, values in scores.items()}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("density", [0.3, 1.0, {"a": 0.1, "b": 0.5, "c": 0.5, "d": 1.0, "e": 0.1}])
+def test_masks_and_gradients_have_the_bits_of_the_reference(
+    dtype: torch.dtype, density: float | dict[str, float]
+) -> None:
+    weights, scores = layers(dtype)
+    upstream = [random_scores(w.shape, 99, dtype) for w in weights.values()]
+    results = []
+    for make in (pemn.apply_mask, fast.apply_mask):
+        masked = make(weights, scores, density=density)
+        assert list(masked) == list(weights)
+        gradients = torch.autograd.grad([*masked.values()], [*scores.values()], upstream)
+        results.append([*masked.values(), *gradients])
+    for got, expected in zip(*results, strict=True):
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("case", sorted(CASES))
+def test_networks_have_the_bits_of_the_reference(case: str) -> None:
+    model = built(CASES[case].build, 0).eval()
+    state = pemn.init(model, pemn.rp(0.1), seed=0)
+    inputs = CASES[case].inputs(torch.Generator().manual_seed(0))
+    expected = pemn.masked_forward(model, *state, inputs, density=0.5)
+    assert torch.equal(fast.masked_forward(model, *state, inputs, density=0.5), expected)
+
+
+def test_mask_of_one_layer() -> None:
+    scores = random_scores((3, 5), 0)
+    assert torch.equal(fast.score_mask(scores, density=0.4), pemn.score_mask(scores, density=0.4))
+    with pytest.raises(ValueError, match="int64"):
+        fast.score_mask(torch.ones(3, dtype=torch.int64), density=0.5)
+
+
+def test_it_stands_for_the_package() -> None:
+    assert sorted(fast.__all__) == sorted(pemn.__all__)
+    assert all(hasattr(fast, name) for name in pemn.__all__)
