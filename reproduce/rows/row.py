@@ -118,7 +118,8 @@ class Measured(_Begun, frozen=True, kw_only=True):
     data: Digest | UnsetType = UNSET
     """SHA-256 of both, pixels and labels."""
     history: Annotated[list[Epoch], Meta(min_length=1)]
-    storage: Storage
+    storage: Storage | UnsetType = UNSET
+    """By the paper's accountings, which say nothing of the families of the byte frontier."""
     bytes: Count | UnsetType = UNSET
     """Of the network's file."""
     seconds: Positive

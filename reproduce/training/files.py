@@ -1,20 +1,34 @@
 """Trained networks as files: ``run`` writes one for each row, the other commands read them.
 
 A masked network is a compressed file of pemn_ref whose tag says which cell it is and with which
-seed; a dense or pruned one is an ordinary safetensors file, with the zeros.
+seed; a dense or pruned one is an ordinary safetensors file, with the zeros; one of the byte
+frontier has a form of its own (``frontier.files``).
 """
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from safetensors.torch import save as to_bytes
+from torch import Tensor
 
 import pemn_ref as pemn
 from pemn_ref.atomic import write
 from pemn_ref.file import FileError, inspect, load, load_dense, save
-from reproduce.study.cells import Cell
-from reproduce.training.networks import Network, make_model, masked_network
+from reproduce.frontier.families import Keep, make_weights
+from reproduce.frontier.files import from_bytes, stored
+from reproduce.frontier.files import to_bytes as frontier_bytes
+from reproduce.study.cells import FRONTIER, KINDS, Cell
+from reproduce.study.recipes import CONVMIXER
+from reproduce.training.networks import (
+    Network,
+    choice_of,
+    dense_network,
+    make_model,
+    make_network,
+    masked_network,
+)
 
 
 class UnknownRunError(Exception):
@@ -28,6 +42,9 @@ def run_file(out: Path, run: str) -> Path:
 
 def write_network(path: Path, network: Network, cell: Cell, seed: int) -> None:
     """Write a trained network of the cell; an old file is replaced by a whole one or not at all."""
+    if cell.family is not None:
+        write(path, frontier_bytes(_words(cell), lambda keep: _walk(network, cell, keep)))
+        return
     if network.state is None or cell.masking is None or cell.density is None:
         dense = network.model.state_dict()
         if network.state is not None and cell.density is not None:
@@ -58,6 +75,50 @@ def read_network(path: Path, device: torch.device) -> tuple[Network, Cell]:
             f"{path}: the tag is not that of a cell, which run would write: {error!r}"
         ) from error
     return masked_network(cell, model, load(path, model)[0]), cell
+
+
+def read_stored(path: Path, device: torch.device) -> tuple[Network, Cell]:
+    """The network of a file of the byte frontier as a plain module, which runs on ``device``.
+
+    Nothing but the file decides its tensors. The cell has no recipe of its own: a file does not say
+    how it was trained.
+
+    Raises:
+        FileError: if the file is no whole and valid one.
+        OSError: if it cannot be read.
+    """
+    try:
+        words, unpack = from_bytes(path.read_bytes())
+        cell = _cell(words)
+        empty = make_network(cell, 0, torch.device("cpu"))
+        empty.model.load_state_dict(unpack(lambda keep: _walk(empty, cell, keep)))
+    except (FileError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise FileError(f"{path}: {error}") from error
+    return dense_network(empty.model.to(device)), cell
+
+
+def _walk(network: Network, cell: Cell, keep: Keep) -> dict[str, Tensor]:
+    """The dense ``state_dict`` of a network of the byte frontier, all of it passed to ``keep``."""
+    assert network.state is not None
+    beside, scores, rest, buffers = network.state
+    family, choice = choice_of(cell, network.model)
+    with torch.no_grad():
+        weights = make_weights(family, {**scores, **beside}, choice, keep)
+        return stored(network.model, weights, {**rest, **buffers}, keep)
+
+
+def _words(cell: Cell) -> str:
+    """Of which network a file is: dataset, family of models and sizes, strategy, ratio, density."""
+    sizes = asdict(cell.model)
+    parts = [cell.dataset, sizes.pop("family"), *sizes.values()]
+    return " ".join(map(str, [*parts, cell.family, cell.ratio or 0, cell.density]))
+
+
+def _cell(words: str) -> Cell:
+    dataset, kind, *sizes, family, ratio, density = words.split(" ")
+    model = KINDS[kind](*map(json.loads, sizes))
+    strategy = f"{FRONTIER}{family}"
+    return Cell(dataset, model, strategy, float(ratio) or None, float(density), CONVMIXER)
 
 
 def export(out: Path, run: str, target: Path) -> None:
