@@ -9,10 +9,12 @@ Gradients are straight-through (``_through``): a stored value moves as if it wer
 The magnitude of signs is free: the Kaiming value of each layer's own shape (``gain``).
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,14 +42,17 @@ class Choice(NamedTuple):
     shapes: Shapes
     """Of the weights."""
     ratio: float
-    """Of a prototype or tile to the longest it could be; 1 where nothing is cut."""
+    """Of a prototype or tile to the longest it could be; 1 where nothing is cut. Of signs that are
+    not learned 0: each weight has one of its own, and a seed is stored in their stead."""
     density: float
     """Of each mask."""
 
 
 def first_tensors(family: "Family", choice: Choice, *, seed: int) -> dict[str, Tensor]:
-    """What stands beside the scores: ``prototype``, never trained, and ``NAME scale`` of ones."""
-    tensors = {"prototype": make_prototype(choice.shapes, rp(choice.ratio), seed=seed)["all"]}
+    """What stands beside the scores: ``prototype`` or ``seed``, and ``NAME scale`` of ones."""
+    tensors = {"seed": torch.tensor([seed])}
+    if choice.ratio:
+        tensors = {"prototype": make_prototype(choice.shapes, rp(choice.ratio), seed=seed)["all"]}
     if family.scaled:
         for name, shape in choice.shapes.items():
             tensors[f"{name} scale"] = torch.ones(shape[0], *[1] * (len(shape) - 1))
@@ -82,8 +87,8 @@ def rescaled_masks(learned: Tensors, choice: Choice, keep: Keep) -> Tensors:
 
 
 def signed_masks(learned: Tensors, choice: Choice, keep: Keep) -> Tensors:
-    """Masks over signed constants: only the signs of the prototype are used, a bit each."""
-    filled = _fill(keep(learned["prototype"].sign(), SIGNS), choice)
+    """Masks over signed constants: signs that are not learned, and no other value."""
+    filled = _random_signs(learned, choice, keep)
     return {n: gain(w.shape) * w * _mask(learned[n], choice, keep) for n, w in filled.items()}
 
 
@@ -114,7 +119,7 @@ def ternary(learned: Tensors, choice: Choice, keep: Keep) -> Tensors:
 
 def global_masks(learned: Tensors, choice: Choice, keep: Keep) -> Tensors:
     """Signed constants, the masks by a ranking over all layers."""
-    filled = _fill(keep(learned["prototype"].sign(), SIGNS), choice)
+    filled = _random_signs(learned, choice, keep)
     ranked = _ranked(learned, choice, keep)
     return {
         name: gain(weight.shape) * weight * keep(ranked[name][0], _masks(ranked[name][1]))
@@ -131,8 +136,8 @@ def global_ternary(learned: Tensors, choice: Choice, keep: Keep) -> Tensors:
 
 
 def half_frozen(learned: Tensors, choice: Choice, keep: Keep) -> Tensors:
-    """Learned signs of every other weight; between them the signs of a prototype."""
-    filled = _fill(keep(learned["prototype"].sign(), SIGNS), choice)
+    """Learned signs of every other weight; between them signs that are not learned."""
+    filled = _random_signs(learned, choice, keep)
     weights = {}
     for name, weight in filled.items():
         mixed = weight.flatten().clone()
@@ -195,9 +200,10 @@ def _mask(score: Tensor, choice: Choice, keep: Keep) -> Tensor:
 
 
 def _ranked(learned: Tensors, choice: Choice, keep: Keep) -> dict[str, tuple[Tensor, float]]:
-    """Name -> mask by a ranking of all scores, in units of where each layer's began, and its share.
+    """Name -> mask by a ranking of all scores, and its share of ones.
 
-    How many each layer keeps is in the file. No share is 0 or 1, which the coder would refuse.
+    Scores are ranked in units of where each layer's began, and their gradient is in these, too. How
+    many each layer keeps is in the file. No share is 0 or 1, which the coder would refuse.
     """
     scores = [learned[n].flatten() * math.sqrt(fan_in(shape)) for n, shape in _each(choice)]
     masks = score_mask(torch.cat(scores), density=choice.density).split([*map(len, scores)])
@@ -210,6 +216,22 @@ def _ranked(learned: Tensors, choice: Choice, keep: Keep) -> dict[str, tuple[Ten
 
 def _fill(prototype: Tensor, choice: Choice) -> dict[str, Tensor]:
     return fill_weights({"all": prototype}, choice.shapes, rp(choice.ratio))
+
+
+def _random_signs(learned: Tensors, choice: Choice, keep: Keep) -> dict[str, Tensor]:
+    """Of each weight: those of a prototype, or by a seed.
+
+    SHAKE-256 is a standard, so that the seed gives the same signs for ever; the random streams of
+    torch promise that for no other version.
+    """
+    if choice.ratio:
+        return _fill(keep(learned["prototype"].sign(), SIGNS), choice)
+    seed = keep(learned["seed"], torch.int64)
+    sizes = [shape.numel() for _, shape in _each(choice)]
+    drawn = hashlib.shake_256(f"signs {int(seed)}".encode()).digest(-(-sum(sizes) // 8))
+    bits = np.unpackbits(np.frombuffer(drawn, np.uint8))[: sum(sizes)]
+    signs = torch.from_numpy(2 * bits.astype(np.float32) - 1).to(seed.device).split(sizes)
+    return {n: part.view(shape) for (n, shape), part in zip(_each(choice), signs, strict=True)}
 
 
 def _each(choice: Choice) -> list[tuple[str, torch.Size]]:

@@ -22,7 +22,7 @@ from pemn_ref.checks import Tensors
 from pemn_ref.file import FileError
 from reproduce.frontier.families import Code, Keep
 
-_NUMBERS = {torch.float16: "<f2", torch.float32: "<f4", torch.int32: "<i4"}
+_NUMBERS = {torch.float16: "<f2", torch.float32: "<f4", torch.int32: "<i4", torch.int64: "<i8"}
 
 
 def to_bytes(words: str, walk: Callable[[Keep], object]) -> bytes:

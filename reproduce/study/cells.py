@@ -120,7 +120,7 @@ class Cell:
         if self.strategy in PRUNED and self.density is not None:
             return f"{self.strategy}_{100 * (1 - self.density):.4g}"
         if self.family is not None:
-            ratio = "" if self.ratio is None else f"_{self.ratio:g}"
+            ratio = {None: "", 0.0: "_seed"}.get(self.ratio, f"_{self.ratio}")
             return f"{self.family}{ratio}" + (
                 "" if self.density in (0.5, 1) else f"_d{self.density:g}"
             )

@@ -111,14 +111,15 @@ def _words(cell: Cell) -> str:
     """Of which network a file is: dataset, family of models and sizes, strategy, ratio, density."""
     sizes = asdict(cell.model)
     parts = [cell.dataset, sizes.pop("family"), *sizes.values()]
-    return " ".join(map(str, [*parts, cell.family, cell.ratio or 0, cell.density]))
+    ratio = {None: "0", 0.0: "seed"}.get(cell.ratio, cell.ratio)
+    return " ".join(map(str, [*parts, cell.family, ratio, cell.density]))
 
 
 def _cell(words: str) -> Cell:
     dataset, kind, *sizes, family, ratio, density = words.split(" ")
     model = KINDS[kind](*map(json.loads, sizes))
-    strategy = f"{FRONTIER}{family}"
-    return Cell(dataset, model, strategy, float(ratio) or None, float(density), CONVMIXER)
+    number = 0.0 if ratio == "seed" else float(ratio) or None
+    return Cell(dataset, model, f"{FRONTIER}{family}", number, float(density), CONVMIXER)
 
 
 def export(out: Path, run: str, target: Path) -> None:

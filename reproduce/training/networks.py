@@ -93,7 +93,8 @@ def choice_of(cell: Cell, model: nn.Module) -> tuple[Family, Choice]:
     assert cell.family is not None
     assert cell.density is not None
     shapes = pemn.maskable_shapes(model)
-    return FAMILIES[cell.family], Choice(shapes, cell.ratio or 1.0, cell.density)
+    ratio = 1.0 if cell.ratio is None else cell.ratio
+    return FAMILIES[cell.family], Choice(shapes, ratio, cell.density)
 
 
 def _family_network(cell: Cell, model: nn.Module, seed: int) -> Network:
@@ -105,7 +106,7 @@ def _family_network(cell: Cell, model: nn.Module, seed: int) -> Network:
     if family.trained:
         trained += state.scores.values()
     if family.scaled:
-        trained += [t.requires_grad_() for name, t in beside.items() if name != "prototype"]
+        trained += [t.requires_grad_() for name, t in beside.items() if name.endswith(" scale")]
     state = state._replace(weights=beside)
 
     def make() -> Tensors:
