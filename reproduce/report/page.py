@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from reproduce.report import frontier
 from reproduce.report.figures import PAPER_FIGURES, draw_figures, title
 from reproduce.report.tables import legend, make_table, markdown
 from reproduce.rows.ledger import read
@@ -31,7 +32,7 @@ class PageError(Exception):
 
 
 def write_page(ledger: Path, out: Path, say: Callable[[str], None]) -> list[Path]:
-    """Write the page of a ledger and all its figures into the folder ``out``; the files written.
+    """Write the pages of a ledger and all its figures into the folder ``out``; the files written.
 
     Rows that do not count are said.
 
@@ -47,7 +48,7 @@ def write_page(ledger: Path, out: Path, say: Callable[[str], None]) -> list[Path
     for groups, rows in studies.values():
         paths += draw_figures(groups, rows, out)
     write(path, _page(ledger, studies).encode())
-    return [*paths, path]
+    return [*paths, path, *frontier.write_page(ledger, out, say)]
 
 
 def make_page(ledger: Path, say: Callable[[str], None]) -> str:
@@ -100,9 +101,14 @@ def _picture(stem: str, text: str) -> str:
 
 
 def _studies(ledger: Path, say: Callable[[str], None]) -> _Studies:
-    """Of the paper all groups, of the other studies those that have rows; and the rows."""
+    """Of the paper all groups, of the other studies those that have rows; and the rows.
+
+    (The byte frontier has a page of its own.)
+    """
     studies = {}
     for study in STUDIES.values():
+        if any(cell.family for cell in study.cells):
+            continue
         rows = read(ledger, study.name, say)
         known = {row.cell for row in rows}
         groups = [

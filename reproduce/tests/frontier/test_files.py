@@ -16,12 +16,14 @@ from reproduce.data.datasets import load
 from reproduce.frontier.families import LEVELS, SIGNS, Code, Keep
 from reproduce.frontier.files import from_bytes, stored, to_bytes
 from reproduce.rows.row import Measured
+from reproduce.study.cells import Cell
 from reproduce.study.frontier import POINTS
 from reproduce.study.studies import STUDIES
 from reproduce.tests.conftest import Command
 from reproduce.training.checkpoint import Checkpoint, Stop
 from reproduce.training.device import open_device
-from reproduce.training.files import read_stored
+from reproduce.training.files import read_stored, write_network
+from reproduce.training.networks import make_network
 from reproduce.training.run import train_run
 
 DEVICE = open_device("cpu")
@@ -39,6 +41,11 @@ PARTS: list[tuple[Tensor, Code | torch.dtype]] = [
     (torch.randn(33, generator=STREAM).sign(), SIGNS),
     (torch.tensor([3.0, 70_000.0]), torch.int32),
 ]
+
+
+def h(p: float) -> float:
+    """The entropy of a bit that is 1 with this chance."""
+    return -p * math.log2(p) - (1 - p) * math.log2(1 - p)
 
 
 def walk(keep: Keep) -> dict[str, Tensor]:
@@ -171,7 +178,6 @@ def test_bytes_are_those_of_the_parts(name: str, out: tuple[Path, dict[str, Meas
     norms = 5 * 2 * 8 * 2  # five norms, two vectors, eight channels, two bytes
     channels = (5 * 8 + 10) * 2  # a factor for each output channel
     longest = 8 * 5 * 5
-    h = lambda p: -p * math.log2(p) - (1 - p) * math.log2(1 - p)  # noqa: E731
     beside, bits = {
         "mp": (4 * longest, 1),
         "rp_0.01": (4 * 3, 1),
@@ -181,14 +187,14 @@ def test_bytes_are_those_of_the_parts(name: str, out: tuple[Path, dict[str, Meas
         "rescaled": (4 * longest, 1),
         "signed": (longest / 8, 1),
         "signed_0.01": (3 / 8, 1),
-        "signed_0.01_d0.25": (3 / 8, h(0.25)),
-        "signed-scaled_0.01": (3 / 8 + channels, 1),
-        "global_0.01": (3 / 8 + 4 * 6, 1),
-        "global_0.01_d0.25": (3 / 8 + 4 * 6, h(0.25)),
+        "signed_seed": (8, 1),
+        "signed_seed_d0.25": (8, h(0.25)),
+        "signed-scaled_seed": (8 + channels, 1),
+        "global_seed": (8 + 4 * 6, 1),
+        "frozen_seed": (8, 0.5),
         "signs": (0, 1),
         "scaled": (channels, 1),
         "tiled_0.25": (0, 0.25),
-        "frozen_0.01": (3 / 8, 0.5),
         "ternary": (0, 1.5),
         "ternary_d0.25": (0, h(0.25) + 0.25),
         "ternary_d0.227": (0, h(0.227) + 0.227),
@@ -200,18 +206,29 @@ def test_bytes_are_those_of_the_parts(name: str, out: tuple[Path, dict[str, Meas
     }[name]
     header = 8 + int.from_bytes((folder / f"{name}.safetensors").read_bytes()[:8], "little")
     expected = beside + bits * 640 / 8 + norms
-    # The coder writes words of four bytes; where layers differ, a ranking over all takes less.
-    assert expected - (12 if name.startswith("global") else 2) <= size - header <= expected + 10
+    # The coder writes words of four bytes. Where layers differ, a ranking over all takes less; a
+    # density of 0.1 keeps 65 of 640 weights, as it is rounded up layer by layer.
+    low, high = (40 if name.startswith("global") else 2), (20 if name.startswith("pruned") else 10)
+    assert expected - low <= size - header <= expected + high
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_network_that_is_read_has_the_accuracy_of_the_one_that_was_trained(
-    name: str, out: tuple[Path, dict[str, Measured]]
-) -> None:
-    network, cell = read_stored(out[0] / f"{name}.safetensors", DEVICE.torch)
-    assert cell.name == name
-    assert all(bool(tensor.isfinite().all()) for tensor in network.tensors.values())
-    assert out[1][name].accuracy_last >= 0.15  # of ten classes, after two epochs
+@pytest.mark.parametrize("cell", SMALLEST, ids=NAMES)
+def test_network_that_is_read_is_the_one_that_was_written(cell: Cell, tmp_path: Path) -> None:
+    """But for float16 in its norms."""
+    images = torch.randn(32, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    network = make_network(cell, 3, DEVICE.torch)
+    with torch.no_grad():
+        network.model.train()
+        for _ in range(20):  # so that the statistics of its norms move
+            network.logits(images)
+        logits = (network.model.eval(), network.logits(images))[1]
+    write_network(tmp_path / "one", network, cell, 3)
+    found, read = read_stored(tmp_path / "one", DEVICE.torch)
+    assert (read.name, read.model, read.dataset) == (cell.name, cell.model, cell.dataset)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            (found.model.eval(), found.logits(images))[1], logits, rtol=0.02, atol=0.02
+        )
 
 
 def test_damaged_file_is_one_line(
