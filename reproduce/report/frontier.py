@@ -25,6 +25,8 @@ from reproduce.study.cells import Cell, Study
 from reproduce.study.frontier import FRONTIER_CIFAR10, FRONTIER_DIGITS, FRONTIER_RATES, GRID
 from reproduce.training.networks import make_model
 
+STUDIES = (FRONTIER_DIGITS, FRONTIER_CIFAR10)
+"""Those that have a figure."""
 NAMES = {
     "mp": "PEMN, mp",
     "mp by seed": "PEMN, mp, were only its seed stored",
@@ -286,7 +288,7 @@ def write_page(ledger: Path, out: Path, say: Callable[[str], None]) -> list[Path
     if not text:
         return []
     paths = []
-    for study in (FRONTIER_DIGITS, FRONTIER_CIFAR10):
+    for study in STUDIES:
         if rows := read(ledger, study.name, say):
             paths += save(draw(study, rows), out / study.name)
     write(out / PAGE, text.encode())
@@ -296,7 +298,7 @@ def write_page(ledger: Path, out: Path, say: Callable[[str], None]) -> list[Path
 def make_page(ledger: Path, say: Callable[[str], None]) -> str:
     """Its text, as Markdown; "" where nothing is measured."""
     parts = []
-    for study in (FRONTIER_DIGITS, FRONTIER_CIFAR10):
+    for study in STUDIES:
         note = ledger / f"{study.name}.md"
         if rows := read(ledger, study.name, say):
             if note.exists():

@@ -24,6 +24,10 @@ lines to that folder, `ledger merge` takes those of another machine, and `figure
 and its pictures from them."""
 
 
+_FRONTIER = f"""\
+[The byte frontier]({frontier.PAGE}) has a page of its own: accuracy against bytes of the file, for
+many ways to spend about one bit a weight."""
+
 _Studies = dict[str, tuple[list[Group], list[Row]]]
 
 
@@ -81,6 +85,7 @@ def _page(ledger: Path, studies: _Studies) -> str:
         *(markdown(make_table(group, rows)) for group in groups),
         "## Smaller studies",
         "Not one is a cell of the paper." if smaller else "None is measured yet.",
+        *(_FRONTIER for study in frontier.STUDIES[:1] if (ledger / f"{study.name}.jsonl").exists()),
     ]
     for study, (groups, rows) in smaller.items():
         parts += _notes(ledger, study)

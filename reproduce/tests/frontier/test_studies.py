@@ -1,5 +1,6 @@
 """The studies of the byte frontier: fair, chosen without test images, resumed to the same bits."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,12 +10,15 @@ import torch
 from reproduce.data import datasets, digits
 from reproduce.data.datasets import load
 from reproduce.data.images import Images
-from reproduce.study.cells import Cell
+from reproduce.report.frontier import PAGE, chosen_rates, make_page
+from reproduce.rows import ledger
+from reproduce.study.cells import Cell, Study
 from reproduce.study.frontier import GRID
 from reproduce.study.studies import STUDIES
 from reproduce.tests.training.test_checkpoint import EPOCHS, Run, same_after_a_stop_at_every_step
 from reproduce.tests.training.test_checkpoint import digits as few_digits
 
+RESULTS = Path(__file__).parents[2] / "results"
 FRONTIER, RATES = STUDIES["frontier"], STUDIES["frontier-rates"]
 
 
@@ -28,6 +32,34 @@ def test_choosing_rates_never_reads_a_test_image(monkeypatch: pytest.MonkeyPatch
     pixels = torch.cat([images.pixels for images in chosen_on])
     assert torch.equal(pixels, train.pixels)  # each training image once, and nothing else
     assert datasets.DATASETS["digits-held-out"].test == 397
+
+
+def test_rates_are_those_that_the_trials_choose() -> None:
+    """Of the rows that are committed, all of which count."""
+    said: list[str] = []
+    rows = ledger.read(RESULTS, "frontier-rates", said.append)
+    assert said == []
+    assert len(rows) == len(RATES.cells) * RATES.seeds
+    chosen = chosen_rates(rows)
+    assert {c.name: c.recipe.learning_rate for c in FRONTIER.cells}.items() <= chosen.items()
+
+
+@pytest.mark.parametrize("study", [FRONTIER, STUDIES["frontier-cifar10"]], ids=lambda s: s.name)
+def test_each_committed_row_is_of_its_study(study: Study) -> None:
+    said: list[str] = []
+    rows = ledger.read(RESULTS, study.name, said.append)
+    assert said == []
+    if study is FRONTIER:
+        assert {row.run for row in rows} == {
+            cell.run_id(seed) for cell in study.cells for seed in range(study.seeds)
+        }
+
+
+def test_committed_page_is_current() -> None:
+    page = make_page(RESULTS, lambda _: None)
+    assert (RESULTS / PAGE).read_text(encoding="utf-8") == page, "run python -m reproduce figures"
+    for picture in re.findall(r"\(([\w.-]+\.(?:png|svg))\)", page):
+        assert (RESULTS / picture).exists()
 
 
 def test_every_family_is_trained_alike_and_tried_as_often() -> None:
@@ -48,7 +80,7 @@ def test_every_family_is_trained_alike_and_tried_as_often() -> None:
     assert FRONTIER.seeds == 5
 
 
-@pytest.mark.parametrize("name", ["mp", "signed-scaled_0.01", "global_0.01", "int8"])
+@pytest.mark.parametrize("name", ["mp", "signed-scaled_seed", "global_seed", "int8"])
 def test_run_that_is_stopped_at_every_step_ends_as_one_that_is_not(
     tmp_path: Path, name: str
 ) -> None:
