@@ -1,5 +1,6 @@
 """Each family against a plain formula in numpy, its gradients, and what it keeps."""
 
+import hashlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -198,3 +199,20 @@ def test_what_is_kept_is_of_its_code(family: str) -> None:
         return tensor
 
     make_weights(FAMILIES[family], learned(family), choice(), check)
+
+
+def test_signs_by_a_seed_are_the_bits_of_shake_256() -> None:
+    """A stored seed gives all of them; the tensors that the reader starts from do not matter."""
+    seed = 7
+    by_seed = choice()._replace(ratio=0.0)
+    tensors = {**pemn.init_scores(SHAPES, seed=0)}
+    tensors |= first_tensors(FAMILIES["frozen"], by_seed, seed=seed)
+    assert "prototype" not in tensors
+    found = make_weights(FAMILIES["frozen"], tensors, by_seed, lambda tensor, _: tensor)
+    digest = hashlib.shake_256(b"signs 7").digest(19)  # for 148 weights
+    bits = "".join(f"{byte:08b}" for byte in digest)[:148]
+    expected = torch.tensor([2.0 * int(bit) - 1 for bit in bits])
+    flat = torch.cat([(found[n] / GAIN[n]).flatten() for n in SHAPES])
+    # The conv has an even number of weights: every other one of all is learned.
+    torch.testing.assert_close(flat[1::2], expected[1::2])
+    assert not torch.equal(flat[::2].sign(), expected[::2])
