@@ -1,6 +1,5 @@
 """Files of the byte frontier: nothing is lost, nothing is wasted, and damage is noticed."""
 
-import json
 import math
 import subprocess
 import sys
@@ -9,17 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from msgspec import UNSET, structs
 from torch import Tensor, nn
 
 from pemn_ref.file import FileError
 from reproduce.data.datasets import load
 from reproduce.frontier.families import LEVELS, SIGNS, Code, Keep
 from reproduce.frontier.files import from_bytes, stored, to_bytes
-from reproduce.rows.row import Measured
+from reproduce.rows.row import Measured, line_of, parse_row
 from reproduce.study.cells import Cell
 from reproduce.study.frontier import POINTS
 from reproduce.study.studies import STUDIES
 from reproduce.tests.conftest import Command
+from reproduce.tests.invented import STORAGE
 from reproduce.training.checkpoint import Checkpoint, Stop
 from reproduce.training.device import open_device
 from reproduce.training.files import read_stored, write_network
@@ -253,7 +254,12 @@ def test_words_of_no_network_are_refused(words: str, tmp_path: Path) -> None:
         read_stored(file, DEVICE.torch)
 
 
-def test_row_has_no_sizes_by_the_accounting_of_the_paper(
+def test_row_has_bytes_and_no_sizes_by_the_accounting_of_the_paper(
     out: tuple[Path, dict[str, Measured]],
 ) -> None:
-    assert json.dumps([str(row.storage) for row in out[1].values()]).count("UNSET") == len(NAMES)
+    row = out[1]["mp"]
+    assert row.storage is UNSET
+    assert parse_row(line_of(row)) == row
+    for other in ({"storage": STORAGE}, {"bytes": UNSET}):
+        with pytest.raises(ValueError, match="`bytes` and no `storage`"):
+            structs.replace(row, **other)
