@@ -273,6 +273,7 @@ FAMILIES = {
     "signed": Family(signed_masks),
     "signed-scaled": Family(signed_masks, scaled=True),
     "global": Family(global_masks),
+    "global-scaled": Family(global_masks, scaled=True),
     "signs": Family(signs),
     "scaled": Family(signs, scaled=True),
     "tiled": Family(tiled_signs),

@@ -39,16 +39,17 @@ NAMES = {
     "signed_0.01": "masks, prototype of signs, 1e-2",
     "signed_seed": "masks, signs by a seed",
     "signed_seed_d0.25": "masks, signs by a seed, density 1/4",
-    "signed-scaled_seed": "the same at 1/2, with scales",
-    "global_seed": "the same at 1/2, ranked globally",
-    "frozen_seed": "every other sign learned, rest by a seed",
+    "signed-scaled_seed": "masks, signs by a seed, scales",
+    "global_seed": "masks, signs by a seed, global ranking",
+    "global-scaled_seed": "the same, and scales",
+    "frozen_seed": "signs by a seed, every other one learned",
     "signs": "learned signs",
-    "scaled": "learned signs, with scales",
+    "scaled": "learned signs, scales",
     "tiled_0.25": "learned signs, a quarter tiled",
     "ternary": "ternary, density 1/2",
     "ternary_d0.25": "ternary, density 1/4",
     "ternary_d0.227": "ternary, density 0.227",
-    "global-ternary_d0.25": "ternary, 1/4, ranked globally",
+    "global-ternary_d0.25": "ternary, density 1/4, global ranking",
     "pruned_d0.1": "pruned to 1/10, float16",
     "int8": "int8",
     "float16": "float16",
@@ -57,9 +58,9 @@ NAMES = {
 """Of families, for people, in the order of table and figure."""
 _PANELS = {
     "PEMN": [*NAMES][:7],
-    "Masks over signs that are not learned": [*NAMES][7:14],
-    "Learned signs": [*NAMES][14:21],
-    "Numbers": [*NAMES][21:],
+    "Signs that are not learned": [*NAMES][7:15],
+    "Learned signs": [*NAMES][15:22],
+    "Numbers": [*NAMES][22:],
 }
 _LOOKS = (
     ("#0072B2", "o"),
@@ -69,6 +70,7 @@ _LOOKS = (
     ("#000000", "v"),
     ("#E69F00", "P"),
     ("#56B4E9", "X"),
+    ("#666666", "<"),
 )
 
 
@@ -260,8 +262,8 @@ def _curve(
 def _scales(axes: Axes, title: str) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_ylim(70, 1.5)
-    ticks = [98, 97, 96, 95, 92, 90, 85, 80, 70, 60, 50, 40]
+    axes.set_ylim(85, 1.5)
+    ticks = [98, 97, 96, 95, 92, 90, 85, 80, 70, 60, 50, 40, 20]
     axes.yaxis.set_major_locator(FixedLocator([100 - tick for tick in ticks]))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda error, _: f"{100 - error:g}"))
@@ -271,7 +273,7 @@ def _scales(axes: Axes, title: str) -> None:
     axes.tick_params(labelbottom=True, labelleft=True)
     axes.grid(alpha=0.25)
     axes.set_title(title, fontsize="medium")
-    axes.legend(loc="lower right", fontsize="small")
+    axes.legend(loc="lower right", fontsize="x-small")
 
 
 _MADE = "<!-- Made by python -m reproduce figures: what is changed here by hand is lost. -->"

@@ -73,6 +73,7 @@ def formula(family: str, tensors: dict[str, Tensor]) -> dict[str, Array]:
             "signed": gain * np.sign(filled) * mask,
             "signed-scaled": gain * np.sign(filled) * mask,
             "global": gain * np.sign(filled) * everywhere,
+            "global-scaled": gain * np.sign(filled) * everywhere,
             "signs": gain * signs,
             "scaled": gain * signs,
             "tiled": gain * tile.reshape(shape),
@@ -151,7 +152,7 @@ def test_only_scores_that_are_used_are_moved(family: str) -> None:
     torch.testing.assert_close(grad, expected)
 
 
-@pytest.mark.parametrize("family", ["scaled", "signed-scaled"])
+@pytest.mark.parametrize("family", ["scaled", "signed-scaled", "global-scaled"])
 def test_scale_gets_the_gradient_of_its_channel(family: str) -> None:
     tensors = learned(family)
     scale = tensors["fc.weight scale"].requires_grad_()

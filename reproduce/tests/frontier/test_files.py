@@ -192,6 +192,7 @@ def test_bytes_are_those_of_the_parts(name: str, out: tuple[Path, dict[str, Meas
         "signed_seed_d0.25": (8, h(0.25)),
         "signed-scaled_seed": (8 + channels, 1),
         "global_seed": (8 + 4 * 6, 1),
+        "global-scaled_seed": (8 + 4 * 6 + channels, 1),
         "frozen_seed": (8, 0.5),
         "signs": (0, 1),
         "scaled": (channels, 1),

@@ -71,7 +71,7 @@ def test_curves_hold_every_width_and_the_seed_of_mp() -> None:
 def test_a_family_has_a_line_with_its_difference_from_others() -> None:
     table = make_table(FRONTIER, rows_of_frontier())
     lines = {line[0]: line[1:] for line in table.lines}
-    assert len(lines) == 25
+    assert len(lines) == 26
     assert lines["learned signs"][0].startswith("52.1 ± 6.4, 0.80")
     assert lines["learned signs"][-2:] == ["+0.0 ± 0.0", "+0.0 ± 0.0"]
     assert any("an abacus" in note for note in table.notes)
