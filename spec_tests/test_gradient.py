@@ -143,7 +143,7 @@ def test_training_moves_scores_and_rest_only(case: str, context: Network) -> Non
     context = context.of(case)
     frozen = "some" if context.frozen == "some" else "none"
     alive = context._replace(frozen=frozen, kinds=("normal",), dtype=torch.float64, density=0.5)
-    alive = alive._replace(through=False)
+    alive = alive._replace(through=False, apart=False)
     model, state, inputs = network_in(alive, case)
     seed, strategy = context.seed, context.strategy.value
     shapes = pemn.maskable_shapes(model)

@@ -28,6 +28,7 @@ from spec_tests.draws import (
     under,
     whole,
 )
+from spec_tests.elsewhere import digest, digest_elsewhere
 from spec_tests.subject import pemn
 
 # Large enough to tell distributions apart: the bounds below are at least five standard errors, so
@@ -267,6 +268,14 @@ def test_neighbouring_seeds_share_no_stream(seed: int, shapes: Shapes) -> None:
         shortest = min(map(len, drawn))
         correlation = torch.corrcoef(torch.stack([d[:shortest] for d in drawn]).double())
         assert (correlation - torch.eye(len(drawn))).abs().max() < 6 / math.sqrt(shortest)
+
+
+@clause("P14", "SHOULD", since="1.1")
+def test_another_process_draws_the_same() -> None:
+    """A seed gives the same bits in another process, where texts have other hashes and something
+    else was drawn before.
+    """
+    assert digest_elsewhere() == digest()
 
 
 @clause("P11", "SHOULD")
