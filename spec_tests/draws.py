@@ -74,16 +74,30 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 Test = TypeVar("Test", bound=Callable[..., Any])
 Modes = dict[str, Callable[[], AbstractContextManager[Any]]]
-WITH_GRADIENT: Modes = {
+
+
+@contextmanager
+def autocast_and(mode: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
+    """Autocast, no gradients and float64 by default, all at once."""
+    with torch.autocast("cpu", torch.bfloat16), default_dtype(torch.float64), mode():
+        yield
+
+
+FULL_PRECISION: Modes = {
     "as usual": nullcontext,
     "float64 by default": lambda: default_dtype(torch.float64),
-}
-FULL_PRECISION: Modes = {
-    **WITH_GRADIENT,
     "no_grad": torch.no_grad,
     "inference_mode": torch.inference_mode,
 }
-MODES: Modes = {**FULL_PRECISION, "autocast": lambda: torch.autocast("cpu", torch.bfloat16)}
+MODES: Modes = {
+    **FULL_PRECISION,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "autocast, no_grad, float64 by default": lambda: autocast_and(torch.no_grad),
+    "autocast, inference_mode, float64 by default": lambda: autocast_and(torch.inference_mode),
+}
+WITH_GRADIENT: Modes = {
+    name: MODES[name] for name in ("as usual", "float64 by default", "autocast")
+}
 
 
 def under(modes: Modes, every: bool = False) -> Callable[[Test], Test]:
@@ -96,10 +110,15 @@ def under(modes: Modes, every: bool = False) -> Callable[[Test], Test]:
         @functools.wraps(test)
         def call(*args: Any, **kwargs: Any) -> Any:
             chosen = zlib.crc32(repr((args, kwargs)).encode()) % len(modes)
-            for i, mode in enumerate(modes.values()):
+            for i, (name, mode) in enumerate(modes.items()):
                 if every or i == chosen:
-                    with mode():
-                        test(*args, **kwargs)
+                    try:
+                        with mode():
+                            test(*args, **kwargs)
+                    except Exception as error:
+                        if i > 0:
+                            error.add_note(f"The example ran in this mode of torch: {name}")
+                        raise
 
         return call  # type: ignore[return-value]
 
@@ -129,9 +148,17 @@ fractions = st.one_of(
 
 # Numbers of weights, odd ones too, of which a fraction is whole but for floating point.
 whole = st.tuples(
-    st.sampled_from([10, 25, 100, 125, 625, 1000]), st.integers(1, 10**4), st.floats(0, 1)
+    st.sampled_from([3, 7, 10, 25, 100, 125, 625, 1000]), st.integers(1, 10**4), st.floats(0, 1)
 ).map(lambda drawn: (drawn[0] * drawn[1], max(1, round(drawn[0] * drawn[2])) / drawn[0]))
 
+LARGE = [
+    (121, 101),
+    (301, 5, 7),
+    (25, 17, 5, 5),
+    (1203, 1, 3, 3),
+    (125, 85, 1, 1),
+    (13, 7, 5, 5, 5),
+]
 fixed_shape = st.sampled_from([torch.Size(sizes) for sizes in ((4, 5), (5, 4), (3, 2, 2, 2))])
 small_shape = or_fixed(
     st.lists(st.integers(1, 7), min_size=2, max_size=4).map(torch.Size), fixed_shape
@@ -139,9 +166,9 @@ small_shape = or_fixed(
 any_shape = st.one_of(
     small_shape,
     st.lists(st.integers(1, 3), min_size=5, max_size=5).map(torch.Size),  # of a Conv3d
-    # Depthwise, pointwise, of every rank; more than 1,000 and more than 10,000 weights.
+    # Depthwise and pointwise; more than 1,000 weights, and more than 10,000 of every rank.
     st.sampled_from([(6, 1, 3, 3), (5, 4, 1, 1), (8, 1, 3), (6, 1, 2, 1, 3)]).map(torch.Size),
-    st.sampled_from([(30, 10, 3, 3), (120, 100)]).map(torch.Size),
+    st.sampled_from([(30, 10, 3, 3), *LARGE]).map(torch.Size),
 )
 shape = or_fixed(any_shape, fixed_shape)
 MORE_THAN_16_BITS = torch.Size([300, 225])
@@ -153,9 +180,15 @@ def named(drawn: Sequence[torch.Size]) -> Shapes:
     return {f"layer{i}.weight": shape for i, shape in enumerate(drawn)}
 
 
+SMALL = [(2, 2), (5, 4), (3, 3), (4, 5), (6, 1, 3, 3), (5, 4, 1, 1), (8, 1, 3), (4, 3, 2)]
+SMALL += [(3, 2, 2, 3), (6, 1, 2, 1, 3), (3, 2, 2, 1, 2)]
+every_rank = st.sampled_from(LARGE).map(
+    lambda large: named([torch.Size(sizes) for sizes in (*SMALL, large, *SMALL)])
+)
+"""More than 20 layers of every rank, a large one among them, some of equal shapes."""
 shape_sets = st.one_of(
     st.lists(shape, min_size=1, max_size=6).map(named),
-    st.lists(small_shape, min_size=21, max_size=24).map(named),  # many layers
+    or_fixed(every_rank, st.just(named([torch.Size((4, 5))]))),
 )
 
 
@@ -191,8 +224,9 @@ class Drawn(NamedTuple):
 @st.composite
 def strategies(draw: st.DrawFn) -> Drawn:
     """Any strategy, rp with any ratio."""
-    name = draw(st.sampled_from(["mask", "one_layer", "mp", "rp"]))
-    return Drawn(name, draw(fractions)) if name == "rp" else Drawn(name)
+    name = draw(st.sampled_from(["mask", "one_layer", "mp", "rp", "rp"]))
+    ratios = st.sampled_from([0.005, 0.009]) | fractions
+    return Drawn(name, draw(ratios)) if name == "rp" else Drawn(name)
 
 
 def reshaped(values: Sequence[float], dtype: torch.dtype = torch.float32) -> Tensor:
@@ -226,14 +260,22 @@ def random_scores(size: Sequence[int], seed: int, dtype: torch.dtype = torch.flo
     return torch.randn(tuple(size), generator=generator, dtype=torch.float64).to(dtype)
 
 
+def mixed(scores: Tensor) -> Tensor:
+    """Some of the scores rounded, so that there are ties and zeros, some near the largest."""
+    which = (1000 * scores.abs().double()).long() % 4
+    huge = scores * (torch.finfo(scores.dtype).max / 16)
+    return torch.where(which == 0, (4 * scores).round() / 4, torch.where(which == 1, huge, scores))
+
+
 KINDS: dict[str, Callable[[Tensor], Tensor]] = {
     "normal": lambda scores: scores,
     "large": lambda scores: 50 * scores,
     "tied": lambda scores: (4 * scores).round() / 4,
-    "positive": lambda scores: scores.abs() + 0.01,
-    "negative": lambda scores: -scores.abs() - 0.01,
-    "zeros": lambda scores: scores.clamp(min=0),
-    "equal": lambda scores: torch.full_like(scores, -0.5),
+    "mixed": mixed,
+    "positive": lambda scores: mixed(scores).abs() + 0.01,
+    "negative": lambda scores: -mixed(scores).abs() - 0.01,
+    "zeros": lambda scores: mixed(scores).clamp(min=0),
+    "equal": lambda scores: torch.full_like(scores, scores.flatten()[0].item()),
     "all zero": lambda scores: torch.zeros_like(scores),
     "infinite": lambda scores: torch.where(
         scores.abs() > scores.abs().max() / 2, scores.sign() * math.inf, scores

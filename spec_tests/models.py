@@ -41,7 +41,7 @@ class Convolutions(nn.Module):
 
 
 class Tied(nn.Module):
-    """A weight shared by two linears, and an embedding shared with the output layer."""
+    """A weight shared by two linears, an embedding by the output layer; dropout, no buffers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,9 +51,10 @@ class Tied(nn.Module):
         self.decode.weight = self.encode.weight
         self.output = nn.Linear(6, 11)
         self.output.weight = self.embedding.weight
+        self.drop = nn.Dropout(0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.output(self.decode(self.encode(self.embedding(x)).tanh()))
+        out: Tensor = self.output(self.drop(self.decode(self.encode(self.embedding(x)).tanh())))
         return out
 
 
@@ -203,6 +204,19 @@ class Everything(nn.Module):
         return torch.stack([output.flatten(1).mean(1).to(x.dtype) for output in outputs])
 
 
+class Called(nn.Module):
+    """A network with two inputs, keywords, several outputs and hooks."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+        self.register_forward_pre_hook(lambda part, given: (given[0], 2 * given[1]))
+        self.register_forward_hook(lambda part, given, said: {**said, "out": said["out"] + 1})
+
+    def forward(self, x: Tensor, y: Tensor, **by: float) -> dict[str, Any]:
+        return {"out": self.part(x + y) * by.get("weights", 1.0), "by": by}
+
+
 class Twice(nn.Module):
     """A network under two names."""
 
@@ -210,8 +224,8 @@ class Twice(nn.Module):
         super().__init__()
         self.part = self.again = part
 
-    def forward(self, *inputs: Tensor) -> Any:
-        return self.part(*inputs)
+    def forward(self, *inputs: Tensor, **by: float) -> Any:
+        return self.part(*inputs, **by)
 
 
 class Case(NamedTuple):
@@ -410,10 +424,10 @@ def put_into(context: Network, state: Any) -> Any:
     for i, (name, weight) in enumerate(state.weights.items()):
         lie = LAYOUTS[context.layouts[i % len(context.layouts)]]
         make = KINDS[context.kinds[i % len(context.kinds)]]
-        made = make(state.scores[name].detach())
+        drawn = state.scores[name].detach()
         other = torch.float32 if weight.dtype != torch.float32 else torch.float64
-        made = made.to(other if context.apart and i % 2 else made.dtype)
-        scores[name] = lie(made).requires_grad_(not context.through)
+        drawn = drawn.to(other if context.apart and i % 2 else drawn.dtype)
+        scores[name] = lie(make(drawn)).requires_grad_(not context.through)
         weights[name] = lie(weight).requires_grad_(context.through)
     return state._replace(scores=scores, weights=weights)
 

@@ -14,6 +14,7 @@ from spec_tests.draws import MODES, Network, dtypes, few, networks, random_state
 from spec_tests.models import (
     CASES,
     Awkward,
+    Called,
     Renamed,
     Twice,
     assert_alike,
@@ -86,6 +87,7 @@ def test_maskable_is_what_a_module_is(case: str, context: Network) -> None:
     for mode in MODES.values():
         with mode():
             assert list(pemn.maskable_shapes(alone)) == ["0.weight"]
+            assert len(pemn.maskable_shapes(shared)) == 3
             found = list(pemn.maskable_shapes(beside))
             assert found == names + [f"2.{name}" for name in CASES[case].maskable]
     for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
@@ -213,17 +215,6 @@ def test_materialize(case: str, context: Network, dtype: torch.dtype) -> None:
     torch.testing.assert_close(dense, expected, rtol=0, atol=0)
 
 
-class Called(nn.Module):
-    """A network with two inputs, keywords and several outputs."""
-
-    def __init__(self, part: nn.Module) -> None:
-        super().__init__()
-        self.part = part
-
-    def forward(self, x: Tensor, y: Tensor, **by: float) -> dict[str, Any]:
-        return {"out": self.part(x + y) * by.get("weights", 1.0), "by": by}
-
-
 @clause("W6")
 @pytest.mark.parametrize("case", sorted(CASES))
 @few()
@@ -236,8 +227,6 @@ def test_arguments_reach_the_model(case: str, context: Network) -> None:
     part, x = model_in(context, case)
     needs(part, x)
     model = Called(part).train(context.train)
-    model.register_forward_hook(lambda part, given, output: {**output, "out": output["out"] + 1})
-    model.register_forward_pre_hook(lambda part, given: (given[0], 2 * given[1]))
     state = put_into(context, pemn.init(model, context.strategy.value, seed=context.seed))
     y = torch.full_like(x, 0.5) if x.is_floating_point() else torch.zeros_like(x)
     names = ("weights", "scores", "rest", "buffers", "model", "state", "inputs", "kwargs", "strict")

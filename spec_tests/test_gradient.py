@@ -125,10 +125,10 @@ def test_straight_through_in_every_layer(
         assert scores.grad is not None
         assert torch.equal(scores.grad, upstream * weight * sign(scores))
         if twice:
-            scores.data.copy_(scores.data.flip(0).clone())
+            scores.data.copy_(-scores.data.flip(0))
         else:
             with torch.no_grad():
-                scores.copy_(scores.flip(0).clone())
+                scores.copy_(-scores.flip(0))
 
 
 @clause("G4")
@@ -227,5 +227,5 @@ def test_network_trains_straight_through(case: str, context: Network) -> None:
         assert_straight_through(model, state._replace(rest={}), plain)
         for scores in state.scores.values():
             with torch.no_grad():
-                scores.copy_(scores.flip(0).clone())
+                scores.copy_(-scores.flip(0))
             scores.grad = None

@@ -33,6 +33,8 @@ from spec_tests.draws import (
 )
 from spec_tests.models import (
     CASES,
+    Called,
+    Twice,
     assert_alike,
     assert_equals_plain,
     assert_straight_through,
@@ -44,6 +46,7 @@ from spec_tests.models import (
     put_into,
     same_draws,
     sign,
+    untouched,
 )
 from spec_tests.subject import pemn
 
@@ -104,7 +107,6 @@ def assert_some_everywhere(gradients: dict[str, Tensor]) -> None:
     density=fractions,
     lying=st.sampled_from([0, -1]),
 )
-@under(WITH_GRADIENT)
 def test_vmap_over_masks(scores: Tensor, seed: int, density: float, lying: int) -> None:
     """Masks of scores stacked under vmap, nested too, equal those made one by one; masked weights
     and gradients do, too.
@@ -114,17 +116,19 @@ def test_vmap_over_masks(scores: Tensor, seed: int, density: float, lying: int) 
     stacked = torch.stack(rows, lying).movedim(lying, 0)
     one_by_one = torch.stack([mask(row) for row in rows])
     assert torch.equal(vmap(mask)(stacked), one_by_one)
-    nested = vmap(vmap(mask))(torch.stack([stacked, stacked.flip(0)]))
-    assert torch.equal(nested, torch.stack([one_by_one, one_by_one.flip(0)]))
+    if scores.numel() < 100:
+        nested = vmap(vmap(mask))(torch.stack([stacked, stacked.flip(0)]))
+        assert torch.equal(nested, torch.stack([one_by_one, one_by_one.flip(0)]))
     weight, upstream = (random_scores(scores.shape, seed ^ i, scores.dtype) for i in (1, 2))
     weights = {"first": weight.flip(-1), "layer": weight}
     first = random_scores(scores.shape, seed ^ 3, scores.dtype)
 
     def apply(layer: Tensor) -> Any:
-        return pemn.apply_mask(weights, {"first": first, "layer": layer}, density=density)["layer"]
+        masked = pemn.apply_mask(weights, {"first": first, "layer": layer}, density=density)
+        return torch.stack([masked["layer"], masked["first"]])
 
     assert torch.equal(vmap(apply)(stacked), torch.stack([apply(row) for row in rows]))
-    gradients = vmap(grad(lambda layer: (apply(layer) * upstream).sum()))(stacked)
+    gradients = vmap(grad(lambda layer: (apply(layer)[0] * upstream).sum()))(stacked)
     assert torch.equal(gradients, torch.stack([upstream * weight * sign(row) for row in rows]))
 
 
@@ -138,7 +142,8 @@ def test_vmap_over_networks(case: str, train: bool, context: Network) -> None:
     batch-norm statistics alike.
     """
     context = context.of(case)._replace(train=train)
-    model, x = model_in(context, case)
+    part, x = model_in(context, case)
+    model = Twice(Called(part)).train(train)
     strategy, density = context.strategy.value, context.density
     states = [
         put_into(context, pemn.init(model, strategy, seed=context.seed ^ i)) for i in range(3)
@@ -149,10 +154,10 @@ def test_vmap_over_networks(case: str, train: bool, context: Network) -> None:
     def run(scores: dict[str, Tensor], buffers: dict[str, Tensor]) -> Any:
         first = states[0]
         return pemn.masked_forward(
-            model, first.weights, scores, first.rest, buffers, x, density=density
-        )
+            model, first.weights, scores, first.rest, buffers, x, x, density=density, weights=3.0
+        )["out"]
 
-    with MODES[context.mode]():
+    with MODES[context.mode](), untouched(model):
         one_by_one = torch.stack([run(s.scores, s.buffers) for s in states])
         assert_alike(model, vmap(run)(scores, buffers), one_by_one)
     for name, stacked in buffers.items():
@@ -289,7 +294,7 @@ def test_bfloat16_autocast(case: str, context: Network) -> None:
     dtype=dtypes,
     of=dtypes,
     kind=kinds,
-    size=st.sampled_from([(4, 3, 2, 2), (2, 3, 2, 1, 2), (30, 10, 3, 3), (120, 20, 5, 1)]),
+    size=st.sampled_from([(2, 2, 2, 1), (4, 3, 2, 2), (3, 3, 3, 3, 1), (25, 17, 5, 5)]),
     beside=tiny_layers(),
 )
 @under(MODES)
@@ -319,6 +324,9 @@ def test_channels_last(
         two = {**weights, "w": weight}, {**scores, "w": layer}
         return pemn.apply_mask(*two, density=density)["w"]
 
+    if torch.is_grad_enabled():
+        weights["w"].requires_grad_(seed % 3 > 0)
+        scores["w"].requires_grad_(seed % 3 > 1)
     masked = apply(weights["w"], scores["w"])
     assert torch.equal(masked, contiguous)
     assert masked.is_contiguous(memory_format=memory_format)
@@ -339,6 +347,8 @@ def test_weights_are_differentiable(case: str, context: Network) -> None:
     model, inputs = model_in(context, case)
     needs(model, inputs)
     state = put_into(context, pemn.init(model, context.strategy.value, seed=context.seed))
+    for scores in state.scores.values():
+        scores.requires_grad_(context.trained)
     plain = plain_of(model, state, context.density).requires_grad_()
     both = []
     for run in (partial(pemn.masked_forward, model, *state, density=context.density), plain):
