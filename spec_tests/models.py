@@ -347,7 +347,7 @@ def with_second_names(model: nn.Module) -> nn.Module:
 
 def with_copies(model: nn.Module) -> nn.Module:
     """The model, its state_dict made of copies."""
-    model.register_state_dict_post_hook(  # type: ignore[no-untyped-call]
+    model.register_state_dict_post_hook(
         lambda module, entries, prefix, metadata: entries.update(copy.deepcopy(entries))
     )
     return model

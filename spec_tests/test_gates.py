@@ -1,6 +1,7 @@
 """Gated mistakes: what is read from a call, where a mistake is wrong, what is counted."""
 
 from collections import Counter
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ from torch import nn
 
 import pemn_ref as pemn
 from spec_tests import gates
-from spec_tests.clauses import all_clauses
 from spec_tests.gallery import GALLERY
 
 (RELEASED,) = (m for m in GALLERY if m.text.startswith("the released count"))
@@ -73,9 +73,9 @@ def test_summary() -> None:
 def test_every_reason_is_of_mistakes_and_gates_that_there_are() -> None:
     for alike in gates.ALIKE:
         for pattern in alike.mistakes:
-            assert any(gates.fnmatchcase(m.named, pattern) for m in gates.mistakes()), pattern
+            assert any(fnmatchcase(m.named, pattern) for m in gates.mistakes()), pattern
         for pattern in alike.gates:
-            assert any(gates.fnmatchcase(gate, pattern) for gate in gates.GATES), pattern
+            assert any(fnmatchcase(gate, pattern) for gate in gates.GATES), pattern
 
 
 @pytest.mark.parametrize(("recorded", "code"), [(True, 0), (False, 1)])
@@ -90,4 +90,3 @@ def test_a_sample_fails_where_a_survivor_is_not_recorded(
     gates.MEASURED.write_text(f'{{"{name}": "{"" if recorded else "M1"}"}}', encoding="utf-8")
     assert gates.gates(everything=True, sample=2) == code
     assert not gates.SUMMARY.exists()
-    assert set(all_clauses()) >= {"M1"}

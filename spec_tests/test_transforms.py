@@ -356,7 +356,7 @@ def test_weights_are_differentiable(case: str, context: Network) -> None:
         with same_draws():
             run(x).square().mean().backward()
         both.append(x.grad)
-    assert_alike(model, *both)
+    assert_alike(model, both[0], both[1])
     assert_straight_through(model, state, plain)
     if case == "bare":
         assert torch.autograd.gradcheck(*in_double(context._replace(density=0.5), case))
