@@ -18,7 +18,7 @@ from pemn_ref.forward import maskable_shapes, masked_forward
 from pemn_ref.state import State, init, materialize
 from pemn_ref.accounting import Storage, storage
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # In reading order, like the imports.
 # fmt: off
