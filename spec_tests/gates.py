@@ -501,12 +501,12 @@ ALIKE = (
         "there is no layer before it",
     ),
     Alike(
-        ("F5: gradient *", "G1: gradient *", "G2: *", "G3: *", "G5: *", "G7: *kept weights only"),
+        ("F5: gradient *", "G1: gradient *", "G2: *", "G3: *", "G7: *kept weights only"),
         NO_GRADIENT,
         "there is no gradient to be wrong",
     ),
     Alike(
-        ("G6: *", "G8: *", "X9: *"),
+        ("G5: *", "G6: *", "G8: *", "X9: *"),
         ("no_grad", "inference_mode"),
         "there is no gradient to be wrong",
     ),
