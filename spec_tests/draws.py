@@ -148,7 +148,9 @@ fractions = st.one_of(
 
 # Numbers of weights, odd ones too, of which a fraction is whole but for floating point.
 whole = st.tuples(
-    st.sampled_from([3, 7, 10, 25, 100, 125, 625, 1000]), st.integers(1, 10**4), st.floats(0, 1)
+    st.sampled_from([3, 7, 10, 25, 100, 125, 625, 1000]),
+    st.integers(1, 3) | st.integers(1, 10**4),
+    st.floats(0, 1),
 ).map(lambda drawn: (drawn[0] * drawn[1], max(1, round(drawn[0] * drawn[2])) / drawn[0]))
 
 LARGE = [

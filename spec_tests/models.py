@@ -428,7 +428,8 @@ def put_into(context: Network, state: Any) -> Any:
         other = torch.float32 if weight.dtype != torch.float32 else torch.float64
         drawn = drawn.to(other if context.apart and i % 2 else drawn.dtype)
         scores[name] = lie(make(drawn)).requires_grad_(not context.through)
-        weights[name] = lie(weight).requires_grad_(context.through)
+        wanted = context.through or weight.requires_grad
+        weights[name] = lie(weight.detach()).requires_grad_(wanted)
     return state._replace(scores=scores, weights=weights)
 
 

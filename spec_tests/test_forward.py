@@ -398,13 +398,15 @@ def test_model_holds_the_same_objects(case: str, context: Network) -> None:
     if case in HELD:
         model = built(HELD[case], 0).double().train(context.train)
         inputs = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(3, 4)
+        modes = (context.mode, "autocast")
     else:
         model, inputs = model_in(context, case)
         needs(model, inputs)
         model = Twice(model).train(context.train)
+        modes = (context.mode, "as usual")
     state = put_into(context, pemn.init(model, context.strategy.value, seed=context.seed))
     with untouched(model):
-        for mode in (MODES[context.mode], MODES["as usual"]):
+        for mode in map(MODES.__getitem__, modes):
             with mode():
                 out = pemn.masked_forward(model, *state, inputs, density=density)
             if out.requires_grad:

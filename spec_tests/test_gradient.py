@@ -53,6 +53,7 @@ def test_straight_through_in_a_linear(seed: int, density: float) -> None:
     weight = random_scores((4, 5), seed // 2, torch.float64)
     scores = random_scores((4, 5), seed // 3, torch.float64).requires_grad_()
     masked = pemn.apply_mask({"weight": weight}, {"weight": scores}, density=density)
+    assert masked["weight"].requires_grad, "no gradient reaches the scores"
     (nn.functional.linear(x, masked["weight"]) * upstream).sum().backward()
     expected = oracle.score_gradient(
         oracle.linear_weight_gradient(x.numpy(), upstream.double().numpy()),
@@ -100,7 +101,9 @@ def test_gradient_at_special_scores(scores: Tensor, density: float, seed: int) -
     expected = oracle.score_gradient(upstream.double().numpy(), np.ones_like(values), values)
     for calls in (1, 2):
         # The graph is kept: a mask from an earlier call would crash, and not be told.
-        pemn.score_mask(scores, density=density).backward(upstream, retain_graph=True)
+        mask = pemn.score_mask(scores, density=density)
+        assert mask.requires_grad, "no gradient reaches the scores"
+        mask.backward(upstream, retain_graph=True)
         np.testing.assert_array_equal(gradient(scores), calls * expected)
 
 
