@@ -664,11 +664,11 @@ def gates(everything: bool, sample: int | None) -> int:
             print(f"{pair}: {caught or 'survived'}", flush=True)
             if not sample:
                 write(MEASURED, as_json(dict(sorted(known.items()))))
+                write(SUMMARY, summary(len(asked), known).encode())
     lost = [pair for pair, caught in known.items() if not caught and reason_of(pair) is None]
     print(f"{len(known)} pairs, {len(lost)} of them survived without a reason")
     if sample:
         return int(any(before.get(pair) != "" for pair in lost))
-    write(SUMMARY, summary(len(asked), known).encode())
     return int(100 * len(lost) > len(known))
 
 

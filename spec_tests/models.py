@@ -486,12 +486,14 @@ def assert_equals_plain(
     plain: nn.Module,
     mode: str = "as usual",
 ) -> None:
-    """Masked output and buffers are those of the plain module."""
+    """Masked output and buffers are those of the plain module; the buffers are the same tensors."""
+    passed = dict(state.buffers)
     with same_draws(mode):
         expected = plain(inputs)
     with same_draws(mode):
         got = pemn.masked_forward(model, *state, inputs, density=density)
     assert_alike(model, [got, dict(state.buffers)], [expected, dict(plain.named_buffers())])
+    assert all(buffer is passed[name] for name, buffer in state.buffers.items())
 
 
 def assert_straight_through(

@@ -128,8 +128,13 @@ def test_vmap_over_masks(scores: Tensor, seed: int, density: float, lying: int) 
         return torch.stack([masked["layer"], masked["first"]])
 
     assert torch.equal(vmap(apply)(stacked), torch.stack([apply(row) for row in rows]))
+    expected = torch.stack([upstream * weight * sign(row) for row in rows])
     gradients = vmap(grad(lambda layer: (apply(layer)[0] * upstream).sum()))(stacked)
-    assert torch.equal(gradients, torch.stack([upstream * weight * sign(row) for row in rows]))
+    assert torch.equal(gradients, expected)
+    stacked = stacked.detach().requires_grad_()
+    vmap(apply)(stacked)[:, 0].backward(upstream.expand(2, *upstream.shape))
+    assert stacked.grad is not None
+    assert torch.equal(stacked.grad, expected)
 
 
 @clause("X2", "SHOULD")
