@@ -12,6 +12,7 @@ from spec_tests.clauses import clause
 from spec_tests.draws import (
     WITH_GRADIENT,
     Network,
+    Shapes,
     few,
     fractions,
     layers,
@@ -20,6 +21,7 @@ from spec_tests.draws import (
     score_tensors,
     seeds,
     special_values,
+    tiny_layers,
     under,
 )
 from spec_tests.models import (
@@ -108,16 +110,17 @@ def test_gradient_at_special_scores(scores: Tensor, density: float, seed: int) -
 
 
 @clause("G8")
-@given(scores=layers(), density=fractions, seed=seeds, twice=st.booleans())
+@given(scores=layers(), density=fractions, seed=seeds, twice=st.booleans(), beside=tiny_layers())
 @under(WITH_GRADIENT)
 def test_straight_through_in_every_layer(
-    scores: Tensor, density: float, seed: int, twice: bool
+    scores: Tensor, density: float, seed: int, twice: bool, beside: Shapes
 ) -> None:
     """In a layer of any shape, dtype and layout, beside others, weights are masked and scores get
     the gradient times weight and sign of the score, at the values that they have at the call.
     """
     weight, upstream = (random_scores(scores.shape, seed + i, scores.dtype) for i in (1, 2))
     weights = {"first": torch.ones(2, 3), "layer": weight, "last": torch.ones(3, 2)}
+    weights |= {name: torch.ones(shape) for name, shape in beside.items()}
     of_all = {n: torch.ones(w.shape, requires_grad=True) for n, w in weights.items()}
     of_all["layer"] = scores.requires_grad_()
     for _ in range(2):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.func import grad, hessian, jacrev, jvp, vmap
@@ -15,6 +15,7 @@ from torch.func import grad, hessian, jacrev, jvp, vmap
 from spec_tests.clauses import clause
 from spec_tests.draws import (
     KINDS,
+    LARGE,
     MODES,
     WITH_GRADIENT,
     Network,
@@ -107,6 +108,7 @@ def assert_some_everywhere(gradients: dict[str, Tensor]) -> None:
     density=fractions,
     lying=st.sampled_from([0, -1]),
 )
+@example(random_scores(LARGE[0], 0), 0, 0.5, 0)
 def test_vmap_over_masks(scores: Tensor, seed: int, density: float, lying: int) -> None:
     """Masks of scores stacked under vmap, nested too, equal those made one by one; masked weights
     and gradients do, too.
