@@ -208,7 +208,7 @@ def _index(name: str, sign: int, magnitude: int, size: int) -> NDArray[np.int64]
 
 
 def _values(name: str, magnitude: int, device: torch.device) -> Tensor:
-    """What ``Posterize`` or ``Solarize`` makes of each of the 256 values, else the values; uint8."""
+    """What ``Posterize`` or ``Solarize`` makes of the 256 values, else the values; uint8."""
     values: Tensor = torch.arange(256, dtype=torch.uint8, device=device)
     match name:
         case "Posterize":

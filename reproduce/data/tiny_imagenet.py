@@ -73,9 +73,7 @@ def load(root: Path) -> tuple[Images, Images]:
         )
     for path, _ in test:
         if not path.exists():
-            raise MissingDataError(
-                f"tiny-imagenet: {path} is missing: extract {FOLDER}.zip again"
-            )
+            raise MissingDataError(f"tiny-imagenet: {path} is missing: extract {FOLDER}.zip again")
     train = [(path, number[w]) for w in classes for path in of_class[w]]
     paths, labels = zip(*train, *test, strict=True)
     images = Images(_pixels(root, paths), torch.tensor(labels))
