@@ -112,7 +112,7 @@ def _load_data(
     images: dict[str, tuple[Images, Images]],
     say: Callable[[str], None],
 ) -> str:
-    """Put every dataset that can be loaded into ``images``."""
+    """Put every dataset that is complete and undamaged into ``images``."""
     for dataset in dict.fromkeys(cell.dataset for cell in cells):
         try:
             images[dataset] = load(dataset, root)

@@ -130,12 +130,12 @@ def test_checkpoint_of_another_version_or_run_is_one_line_and_exit_code_2(
     path.rename(path.with_name(f"{one_layer.run_id(1)}.pt"))
     code, output, errors = command(*arguments)
     assert (code, output, errors.count("\n")) == (2, "", 1)
-    assert f"of the run '{one_layer.run_id(0)}', not of {one_layer.run_id(1)}" in errors
+    assert f"to the run '{one_layer.run_id(0)}', not to {one_layer.run_id(1)}" in errors
     checkpoint = RunStore(out, "digits", print).checkpoint(one_layer, 1, 0, Stop())
     checkpoint.after_step(lambda: {"position": {"steps": 3}})
     code, output, errors = command(*arguments)
     assert (code, output, errors.count("\n")) == (2, "", 1)
-    assert "is not of this version of the program" in errors
+    assert "was not written by this version of the program" in errors
 
 
 def test_table_of_the_paper_fits_80_columns_and_has_a_line_for_each_group() -> None:
