@@ -26,7 +26,7 @@ LAUNCHES = (4e-6, 5e-6, 6e-6)
 """Seconds the host takes for a launch: least, usual, most."""
 BANDWIDTH = 0.6 * 3.35e12
 RATE = 0.2 * 989e12
-# At commit f69075e.
+# Of commit f69075e, for comparison.
 PIL = {"convmixer": 700e-6, "vit": 550e-6, "resnet": 200e-6}
 """Seconds that one core takes to augment an image with PIL, measured."""
 CORES = 16
@@ -43,7 +43,7 @@ class Work(NamedTuple):
     flops: float
 
     def host(self, launch: float) -> float:
-        """Seconds the host needs, at ``launch`` seconds for each."""
+        """Seconds the host needs, at ``launch`` seconds for each launch."""
         return launch * self.launches
 
     @property

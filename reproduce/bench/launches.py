@@ -101,9 +101,7 @@ def _kernels(name: str, args: tuple[Any, ...]) -> int:
     if name.startswith(("_foreach_", "_fused_")):
         lists = [part for part in args if isinstance(part, list | tuple) and part]
         lists = [part for part in lists if isinstance(part[0], Tensor)]
-        many = (
-            4 if "adam" in name else min(len(lists), 5)
-        )  # its step counts are not a list of their own here
+        many = 4 if "adam" in name else min(len(lists), 5)  # its steps are not a list of their own
         return math.ceil(len(lists[0]) / _AT_ONCE[many])
     if name == "topk":
         return 21 if args[0].shape[-1] >= 20_000 else 1

@@ -160,8 +160,8 @@ def rand_augment(magnitude: int, size: int, device: torch.device) -> Step:
     """``RandAugment`` with one operation, for images of ``size`` pixels a side.
 
     Geometry uses the nearest neighbour, and black outside the image. The random number chooses
-    among twice as many places as operations: each operation has one for each sign, and if the sign
-    does not matter both are equal.
+    among twice as many places as operations: each operation has one for each sign. If the sign
+    does not matter, both are equal.
     """
     places = [(name, sign) for name in OPERATIONS for sign in (1, -1)]
     indices = np.stack([_index(name, sign, magnitude, size) for name, sign in places])
@@ -262,7 +262,7 @@ def _mean(grey: Tensor) -> Tensor:
 
 
 def _smooth(images: Tensor) -> Tensor:
-    """PIL's filter ``SMOOTH``, float32: what ``Sharpness`` blends with. The border stays."""
+    """PIL's filter ``SMOOTH``, float32: what ``Sharpness`` blends with. The border is unchanged."""
     pixels = images.short()
     rows = pixels[..., :-2, :] + pixels[..., 1:-1, :] + pixels[..., 2:, :]
     sums = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * pixels[..., 1:-1, 1:-1]

@@ -42,7 +42,7 @@ class Standing(NamedTuple):
 
     @property
     def line(self) -> str:
-        """One line for people, with the id of the run."""
+        """One line for people, with the ids of cell and run."""
         cell, state = self.cell, self.state
         if state == "begun":
             state = f"begun: {self.kept} of {cell.recipe.epochs} epochs"

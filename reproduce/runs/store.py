@@ -68,7 +68,7 @@ class RunStore:
         self.drop(row.run)
 
     def drop(self, run: str) -> None:
-        """Delete the checkpoint of a run with a row, in case its process was killed before it did."""
+        """Delete the checkpoint of a run that has a row; a killed process may have left it."""
         self._checkpoint(run).unlink(missing_ok=True)
 
     @contextmanager

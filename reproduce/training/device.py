@@ -79,7 +79,7 @@ class Device:
 
     @contextmanager
     def full_float32(self) -> Iterator[None]:
-        """Inside, GPUs do not round float32 to TensorFloat-32, as they otherwise do in convolutions."""
+        """Inside, a GPU does not round float32 to TensorFloat-32, as convolutions otherwise do."""
         products = torch.backends.cuda.matmul.allow_tf32
         convolutions = torch.backends.cudnn.allow_tf32
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False

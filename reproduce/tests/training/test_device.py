@@ -77,7 +77,7 @@ def test_gpu_whose_driver_is_too_old_is_none(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("tpu", "is cpu, cuda or cuda:N, got 'tpu'"),
+        ("tpu", "must be cpu, cuda or cuda:N, got 'tpu'"),
         ("cuda:", "got 'cuda:'"),
         ("cuda:-1", "got 'cuda:-1'"),
         ("cuda:2", "no 'cuda:2' here: PyTorch sees 2 CUDA devices"),
