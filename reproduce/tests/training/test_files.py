@@ -305,7 +305,7 @@ def test_file_of_another_network_is_refused(out: Path, tmp_path: Path, command: 
     save(file, model, pemn.init(model, pemn.mp, seed=0), pemn.mp, density=0.5, tag=tag)
     code, output, errors = command("evaluate", file)
     assert (code, output, errors.count("\n")) == (2, "", 1)
-    assert "the weights are not those of the model" in errors
+    assert "the weights do not fit the model" in errors
 
 
 def test_missing_images_are_one_line_and_exit_code_2(
