@@ -28,7 +28,7 @@ CELLS = dict(zip(NAMES, VIT.cells, strict=True))
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One epoch of every strategy that the transformers of the digits have."""
+    """One epoch of every strategy that the digits study has for its transformer."""
     folder = tmp_path_factory.mktemp("runs")
     arguments = ("--model", "vit", "--epochs", "1", "--seeds", "1", "--device", "cpu")
     assert exit_code("run", *arguments, "--out", folder) == 0
@@ -50,7 +50,7 @@ def test_row_has_the_bytes_of_its_file(out: Path, name: str) -> None:
     size = file_of(out, name).stat().st_size
     row = row_of(out, CELLS[name])
     assert row["bytes"] == size
-    # What the whole model needs, and then the header.
+    # The whole model, plus the header.
     assert 0 < size - row["storage"]["bits"] / 8 < 8192
 
 
@@ -141,7 +141,7 @@ def test_text_of_a_file_is_shown_as_it_is_and_does_not_steer_the_terminal(
     file, steer = tmp_path / "file", "\x1b[2J\r\u202e:bomb:[b]"
     model = torch.nn.ModuleDict({f"layer{steer}": torch.nn.Linear(3, 4)})
     model.register_buffer(f"buffer{steer}", torch.ones(1))
-    state = pemn.init(model, pemn.mask, seed=0)  # its prototypes have the names of layers
+    state = pemn.init(model, pemn.mask, seed=0)  # its prototypes are named like layers
     save(file, model, state, pemn.mask, density=0.5, tag=steer)
     code, output, errors = command("inspect", file)
     assert (code, errors) == (0, "")
@@ -153,7 +153,7 @@ def test_text_of_a_file_is_shown_as_it_is_and_does_not_steer_the_terminal(
 
 
 def is_layer(line: list[str]) -> bool:
-    """Whether it has name, shape, kept and bits."""
+    """Whether the line has name, shape, kept and bits."""
     return len(line) == 4 and "x" in line[1] and line[2][0].isdigit()
 
 
@@ -228,7 +228,7 @@ def test_what_is_no_regular_file_is_not_replaced(
 
 
 def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
-    """In another process: if it hangs, it can be ended."""
+    """In another process, which can be ended if it hangs."""
     fifo = tmp_path / "files" / "run.safetensors"
     fifo.parent.mkdir()
     os.mkfifo(fifo)
@@ -305,7 +305,7 @@ def test_file_of_another_network_is_refused(out: Path, tmp_path: Path, command: 
     save(file, model, pemn.init(model, pemn.mp, seed=0), pemn.mp, density=0.5, tag=tag)
     code, output, errors = command("evaluate", file)
     assert (code, output, errors.count("\n")) == (2, "", 1)
-    assert "the weights are not those of the model" in errors
+    assert "the weights do not fit the model" in errors
 
 
 def test_missing_images_are_one_line_and_exit_code_2(
