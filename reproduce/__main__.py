@@ -32,6 +32,8 @@ from reproduce.options import (
     Rows,
     Seed,
     Seeds,
+    Shown,
+    ShownName,
     Strategies,
     StudyName,
     chosen,
@@ -39,10 +41,11 @@ from reproduce.options import (
     exit_code,
     find_one,
     naming,
-    need_folder,
+    nothing_in,
     numbers_of,
     open_one,
     refusing_files,
+    shown_folder,
 )
 from reproduce.report.console import console
 
@@ -51,7 +54,9 @@ if TYPE_CHECKING:
 
     from reproduce.bench.timing import Ratio
     from reproduce.preflight.plan import Plan
+    from reproduce.rows.row import Row
     from reproduce.runs.study import Train
+    from reproduce.study.cells import Group
     from reproduce.training.device import Device
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -247,7 +252,7 @@ def export(
     from reproduce.training import files
 
     with refusing_files():
-        files.export(out, run, file)
+        console().print(files.export(out, run, file))
 
 
 @app.command()
@@ -271,7 +276,7 @@ def materialize(
     from reproduce.training import files
 
     with refusing_files():
-        files.materialize(file, dense)
+        console().print(files.materialize(file, dense))
 
 
 @app.command()
@@ -281,42 +286,68 @@ def evaluate(file: File, data: Data = None, device: DeviceName = None) -> None:
 
     opened = open_one(device)
     with refusing_files():
-        name, accuracy, images = evaluate_file(file, opened, data)
+        name, accuracy, images = evaluate_file(file, opened, data, complain)
     percent = f"{100 * accuracy:.1f} %"
-    console().print(f"{name}: {percent} of {images} held-out images, exactly {accuracy}")
+    console().print(f"{name}: {percent} of {images:,} held-out images, exactly {accuracy}")
 
 
 @app.command()
 def table(
-    study: StudyName = "paper",
+    study: ShownName = None,
     all_: All = False,
     model: Models = None,
     strategy: Strategies = None,
     dataset: Datasets = None,
     only: Ids = None,
-    ledger: Ledger = RESULTS,
+    ledger: Shown = None,
 ) -> None:
-    """Print accuracy and size of every cell, measured or not, beside what the paper reports."""
-    from reproduce.report.tables import show
-    from reproduce.rows.ledger import read
+    """Print accuracy and size of what has rows in --ledger, beside what the paper reports.
 
-    wanted = chosen(study, all_, model, strategy, dataset, only, defaults=False)
-    need_folder(ledger)
-    show(console(), wanted.groups(), read(ledger, wanted.name, complain))
+    Of a study that is named, every cell, measured or not.
+    """
+    from reproduce.report.tables import show
+    from reproduce.rows.ledger import groups_with, read
+    from reproduce.study.studies import STUDIES
+
+    folder = shown_folder(ledger)
+    named = "paper" if all_ else study
+    groups: list[Group] = []
+    rows: list[Row] = []
+    refused = None
+    for name in [named] if named else STUDIES:
+        try:
+            wanted = chosen(name, False, model, strategy, dataset, only, defaults=False)
+        except typer.BadParameter as error:
+            refused = error  # another study may have it
+            continue
+        of_study = read(folder, name, complain)
+        groups += wanted.groups() if named else groups_with(of_study, wanted)
+        rows += of_study
+    if refused and not groups:
+        raise refused
+    if not (rows if named else groups):
+        complain(nothing_in(folder))
+    show(console(), groups, rows)
 
 
 @app.command()
 def figures(
-    ledger: Ledger = RESULTS,
+    ledger: Shown = None,
     out: Annotated[Path | None, typer.Option(help="Folder to draw into; else --ledger.")] = None,
 ) -> None:
-    """Draw the paper's figures, ours beside them, and write README.md with all tables."""
+    """Draw the figures of what has rows in --ledger, and write README.md with all tables.
+
+    The paper's figures have ours beside its values.
+    """
     from reproduce.report.page import PageError, write_page
 
-    need_folder(ledger)
+    folder = shown_folder(ledger)
     try:
-        for path in write_page(ledger, out or ledger, complain):
+        paths = write_page(folder, out or folder, complain)
+        for path in paths:
             console().print(path)
+        if not paths:
+            complain(nothing_in(folder))
     except PageError as error:
         complain(f"error: {error}")
         raise typer.Exit(2) from None

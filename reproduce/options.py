@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 # Typer exports the class of all usage errors only as the base of this one.
 _UsageError: type[typer.BadParameter] = typer.BadParameter.__bases__[0]
 
+RUNS = Path("runs")
+"""Where all lies that run makes, unless told otherwise."""
 Data = Annotated[
     Path | None,
     typer.Option(help="Folder of the datasets; else PEMN_DATA, else one in the user's cache."),
@@ -31,9 +33,13 @@ Data = Annotated[
 DeviceName = Annotated[
     str | None, typer.Option(help="cpu, cuda or cuda:N; else the best that is present.")
 ]
-StudyName = Annotated[
-    str,
-    typer.Option(help="digits, cifar10-small (hours on a CPU) or paper (days on a GPU)."),
+_STUDIES_HELP = "digits, cifar10-small (hours on a CPU) or paper (days on a GPU)"
+StudyName = Annotated[str, typer.Option(help=f"{_STUDIES_HELP}.")]
+ShownName = Annotated[
+    str | None,
+    typer.Option(
+        "--study", help=f"{_STUDIES_HELP}, measured or not; else those that have rows in --ledger."
+    ),
 ]
 All = Annotated[bool, typer.Option("--all", help="The same as --study paper.")]
 Models = Annotated[
@@ -69,6 +75,12 @@ Ledger = Annotated[
     Path,
     typer.Option(help="Folder of the rows that are kept.", show_default="reproduce/results"),
 ]
+Shown = Annotated[
+    Path | None,
+    typer.Option(
+        "--ledger", help="Folder of the rows, such as reproduce/results.", show_default=str(RUNS)
+    ),
+]
 RESULTS = Path(__file__).with_name("results")
 COST = Path(__file__).with_name("COST.md")
 File = Annotated[Path, typer.Argument(help="A compressed network, as run writes it.")]
@@ -90,12 +102,14 @@ def chosen(
     """The cells asked for; where no model or dataset is, those of the study or else all."""
     from dataclasses import replace
 
+    from reproduce.study.cells import nearest
     from reproduce.study.studies import STUDIES
 
     name = "paper" if all_ else study
     if name not in STUDIES:
         raise typer.BadParameter(
-            f"no study {name!r}, only {', '.join(STUDIES)}", param_hint="--study"
+            f"no study {name!r}, only {', '.join(STUDIES)}{nearest(name, STUDIES)}",
+            param_hint="--study",
         )
     wanted = STUDIES[name] if defaults else replace(STUDIES[name], models=(), datasets=())
     with naming(None):
@@ -120,10 +134,23 @@ def numbers_of(study: "Study", seeds: int | None, named: Sequence[int] | None) -
     return list(dict.fromkeys(named)) if named else range(seeds or study.seeds)
 
 
-def need_folder(ledger: Path) -> None:
-    """One that is not there has no rows either: that is not meant."""
-    if not ledger.is_dir():
+def shown_folder(ledger: Path | None) -> Path:
+    """That of the rows to show. One that is named and not there has no rows: that is not meant."""
+    if ledger and not ledger.is_dir():
         raise typer.BadParameter(f"no folder {ledger}", param_hint="--ledger")
+    return ledger or RUNS
+
+
+def nothing_in(folder: Path) -> str:
+    """One line for a folder without rows that count: how to have some, and where others are."""
+    there = sorted(path.stem for path in RESULTS.glob("*.jsonl"))
+    near = Path.cwd() in RESULTS.parents
+    shipped = RESULTS.relative_to(Path.cwd()) if near else RESULTS
+    return (
+        f"no rows to show in {folder}: run adds them; those of {' and '.join(there)} ship with the"
+        f" project, and --ledger {shipped} shows them; table --all shows every cell of the paper,"
+        " measured or not"
+    )
 
 
 def open_one(device: str | None, threads: int | None = None) -> "Device":
