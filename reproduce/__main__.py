@@ -40,6 +40,7 @@ from reproduce.options import (
     complain,
     exit_code,
     find_one,
+    load_torch,
     naming,
     nothing_in,
     numbers_of,
@@ -122,6 +123,7 @@ def run(
     stopped by --max-minutes, 130 or 143 interrupted.
     """
     # Imported here: they load torch, for which --help should not wait, and Ctrl-C may come.
+    load_torch()
     from reproduce.preflight.plan import read_plan
     from reproduce.report.finished import show_finished
     from reproduce.runs.study import run_study, train_here
@@ -129,7 +131,10 @@ def run(
     from reproduce.training.device import open_device
 
     if (address or cells_per_gpu) and not on_ray:
-        raise typer.BadParameter(f"{address or cells_per_gpu} is for --ray, which is not there")
+        raise typer.BadParameter(
+            f"{address or cells_per_gpu} is for --ray alone; --model, --strategy, --dataset and"
+            " --only choose cells"
+        )
     wanted = chosen(study, all_, model, strategy, dataset, only)
     if epochs:
         wanted = wanted.shortened(epochs)
@@ -193,6 +198,7 @@ def plan(
     Runs that are begun or failed have a line each, and every run has one where only one model on
     one dataset is asked for. What is measured is said on stderr. Nothing is trained.
     """
+    load_torch()
     from reproduce.data.datasets import folder
     from reproduce.preflight.cost import measure
     from reproduce.preflight.plan import make_table, read_plan
@@ -231,6 +237,7 @@ def check(
     One line a point. run does the same before it trains cells of the paper. Exit codes: 0 all is
     well, 2 bad input or files, 3 a point failed.
     """
+    load_torch()
     from reproduce.preflight.check import check
     from reproduce.preflight.plan import read_plan
 
@@ -249,9 +256,9 @@ def export(
     out: Out = Path("runs"),
 ) -> None:
     """Copy the network of a run out of its folder."""
-    from reproduce.training import files
-
     with refusing_files():
+        from reproduce.training import files
+
         console().print(files.export(out, run, file))
 
 
@@ -261,9 +268,9 @@ def inspect(file: File) -> None:
 
     Reads the header only, so damage to the tensors is not seen.
     """
-    from reproduce.report.inspected import make_tables
-
     with refusing_files():
+        from reproduce.report.inspected import make_tables
+
         for table in make_tables(file):
             console().print(table, soft_wrap=False)
 
@@ -273,19 +280,19 @@ def materialize(
     file: File, dense: Annotated[Path, typer.Argument(help="The safetensors file to write.")]
 ) -> None:
     """Turn a compressed network into an ordinary dense safetensors file."""
-    from reproduce.training import files
-
     with refusing_files():
+        from reproduce.training import files
+
         console().print(files.materialize(file, dense))
 
 
 @app.command()
 def evaluate(file: File, data: Data = None, device: DeviceName = None) -> None:
     """Measure a compressed network again: on the same machine, the accuracy of its row."""
-    from reproduce.training.run import evaluate_file
-
     opened = open_one(device)
     with refusing_files():
+        from reproduce.training.run import evaluate_file
+
         name, accuracy, images = evaluate_file(file, opened, data, complain)
     percent = f"{100 * accuracy:.1f} %"
     console().print(f"{name}: {percent} of {images:,} held-out images, exactly {accuracy}")
@@ -305,11 +312,11 @@ def table(
 
     Of a study that is named, every cell, measured or not.
     """
+    folder = shown_folder(ledger)
     from reproduce.report.tables import show
     from reproduce.rows.ledger import groups_with, read
     from reproduce.study.studies import STUDIES
 
-    folder = shown_folder(ledger)
     named = "paper" if all_ else study
     groups: list[Group] = []
     rows: list[Row] = []
@@ -339,9 +346,9 @@ def figures(
 
     The paper's figures have ours beside its values.
     """
+    folder = shown_folder(ledger)
     from reproduce.report.page import PageError, write_page
 
-    folder = shown_folder(ledger)
     try:
         paths = write_page(folder, out or folder, complain)
         for path in paths:
@@ -359,6 +366,7 @@ def merge(
     ledger: Ledger = RESULTS,
 ) -> None:
     """Take the rows of another folder or machine. Exit code 3: not all, as is said line by line."""
+    load_torch()
     from reproduce.rows.ledger import merge
 
     if not merge(source, ledger, console().print):
@@ -373,9 +381,9 @@ def steps(
     out: Lines = None,
 ) -> None:
     """A training step, masked against dense; masks; augmentation."""
+    opened = open_one(device)
     from reproduce.bench.steps import bench_steps
 
-    opened = open_one(device)
     _show(bench_steps(opened, batch=batch, compiled=compiled), opened, out)
 
 
@@ -386,6 +394,7 @@ def cost(
     ] = COST,
 ) -> None:
     """Count what a GPU would be asked, without one, and write the page with the hours it takes."""
+    load_torch()
     from reproduce.bench.cost_page import write_page
 
     write_page(out, open_one("cpu"), complain)
@@ -394,6 +403,7 @@ def cost(
 @bench.command("files")
 def files_(out: Lines = None) -> None:
     """Compressed files against plain copies and dense files, on the CPU."""
+    load_torch()
     from reproduce.bench.files import bench_files
 
     _show(bench_files(), open_one("cpu"), out)
@@ -439,6 +449,7 @@ def _show(ratios: "Iterable[Ratio]", device: "Device", out: Path | None) -> None
     printer = console()
     where = conditions(device.torch, device.hardware)
     measured = []
+    complain("measuring: each ratio takes some seconds")
     with printer.status("measuring"):
         for ratio in ratios:
             measured.append(ratio)

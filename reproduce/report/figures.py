@@ -119,7 +119,8 @@ def _capacity(values: Sequence[Reported], rows: Sequence[Row]) -> Figure:
             if value.cell.model == model
         }
         # Not joined: between two strategies there is nothing.
-        axes.plot(places.values(), map(paper.get, places), look[1], color=look[0], mfc="white")
+        for cell, place in places.items():
+            axes.plot(place, paper[cell], look[1], color=look[0], mfc="white")
         for summary in summarise(places, rows):
             seeds += _our_mark(axes, places[summary.cell] + 0.1, summary, look)
         label = f"depth {model.depth}, width {model.width}"

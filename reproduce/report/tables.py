@@ -35,9 +35,9 @@ _PAPER_LEGEND = (
     "paper's best: what the paper plots, as far as it says one run, at its best epoch on the test"
     " set",
     "best - paper's: in points; not shown below 100 columns",
-    "saved, plot: as the paper plots it, one value a model whatever the dataset; of a pruned network it"
-    " is the share of weights removed and leaves out the bit a weight that says which are kept,"
-    " which the columns beside it count",
+    "saved, plot: as the paper plots it, one value a model whatever the dataset; of a pruned"
+    " network it is the share of weights removed and leaves out the bit a weight that says which"
+    " are kept, which the columns beside it count",
 )
 
 
