@@ -3,15 +3,15 @@
 #
 # From a handful of random numbers to a trained network in a file, on real images of handwritten
 # digits. You know PyTorch; nothing else is assumed. All of it runs in under two minutes on one CPU
-# core (`pip install ".[reproduce]"` first): all at once with
-# `python -m reproduce.tour.walkthrough`, cell by cell in an editor that knows the percent format
-# (VS Code, PyCharm, Spyder), or as a notebook (`pip install ".[notebook]"`, then
-# `jupytext --to ipynb reproduce/tour/walkthrough.py`). Every picture is left in `runs/walkthrough`,
-# too. The answers to the exercises unfold below them in a notebook; tests in
+# core (`pip install ".[reproduce]"` first): all at once with `python -m
+# reproduce.tour.walkthrough`, cell by cell in an editor that knows the percent format (VS Code,
+# PyCharm, Spyder), or as a notebook (`pip install ".[notebook]"`, then `jupytext --to ipynb
+# reproduce/tour/walkthrough.py`). Every picture is left in `runs/walkthrough`, too. The answers to
+# the exercises unfold below them in a notebook; tests in
 # `reproduce/tests/tour/test_walkthrough.py` hold them true.
 #
-# (Percent format and not marimo: it needs no package to run, reads as plain Python on GitHub, and a
-# text that goes from top to bottom has no use for cells that find their own order.)
+# (Percent format and not marimo: it needs no package to run, reads as plain Python on GitHub, and
+# a text that goes from top to bottom has no use for cells that find their own order.)
 
 # %%
 import math
@@ -77,8 +77,8 @@ figure.savefig(OUT / "1-digits.png", dpi=150)
 #
 # Usually each of these 4,096 weights is a separate, learned float. Here none is learned. A short
 # vector of random values, the *prototype*, is drawn once, and all weights are taken from it. The
-# *strategy* says how long it is: `rp(0.01)` takes a hundredth of the largest layer's 1,024 weights,
-# rounded down, plus one: 11 values.
+# *strategy* says how long it is: `rp(0.01)` takes a hundredth of the largest layer's 1,024
+# weights, rounded down, plus one: 11 values.
 
 # %%
 strategy = pemn.rp(0.01)
@@ -103,8 +103,8 @@ figure.savefig(OUT / "2-prototype.png", dpi=150)
 #
 # <details><summary>Answer</summary>
 #
-# 52 values and 1: a twentieth of 1,024 is 51.2 and a ten-thousandth is 0.1, rounded down, plus one.
-# The shorter of two prototypes is always the beginning of the longer.
+# 52 values and 1: a twentieth of 1,024 is 51.2 and a ten-thousandth is 0.1, rounded down, plus
+# one. The shorter of two prototypes is always the beginning of the longer.
 #
 # </details>
 
@@ -151,8 +151,8 @@ figure.savefig(OUT / "3-filled.png", dpi=150)
 # and all other weights are zero: the mask is 1 or 0.
 #
 # This cut has no useful gradient, so the backward pass treats the mask as if it were |score|
-# (*straight-through*). A score then gets a gradient whether or not its weight is kept, so a dropped
-# weight can come back:
+# (*straight-through*). A score then gets a gradient whether or not its weight is kept, so a
+# dropped weight can come back:
 
 # %%
 toy_weights = torch.tensor([1.0, 2.0, 3.0, 4.0])
@@ -190,8 +190,8 @@ figure.savefig(OUT / "4-scores-and-mask.png", dpi=150)
 #
 # <details><summary>Answer</summary>
 #
-# The two that were dropped. The gradient is weight x sign(score), (1, -2, 3, -4); the scores become
-# (1, 0, -5.5, 7), and the last two are the largest.
+# The two that were dropped. The gradient is weight x sign(score), (1, -2, 3, -4); the scores
+# become (1, 0, -5.5, 7), and the last two are the largest.
 #
 # </details>
 
@@ -276,7 +276,8 @@ figure.savefig(OUT / "5-training.png", dpi=150)
 #
 # <details><summary>Answer</summary>
 #
-# Nearly half of the bits: two masks that have nothing in common differ in half. And not one weight.
+# Nearly half of the bits: two masks that have nothing in common differ in half. And not one
+# weight.
 #
 # </details>
 
@@ -395,16 +396,16 @@ figure.legend(loc="outside lower center", ncols=2, fontsize="small", frameon=Fal
 figure.savefig(OUT / "7-counting.png", dpi=150)
 
 # %% [markdown]
-# Up to where the curve meets the blue line, blind luck suffices: if every mask were a new guess, some
-# would be that good. So there is room, though no weight is learned. Ours does better than luck could:
-# a network under a mask is no blind guess, since it treats alike what looks alike (and batch-norm is
-# trained, too). That is also why it recognises held-out images, which luck would not. Counting does
-# not say how to find the mask: that is what scores are for. (Malach et al., *Proving the Lottery
-# Ticket Hypothesis*, ICML 2020, prove more: a random network that is wide enough holds, under some
-# mask, an approximation of any given smaller one.)
+# Up to where the curve meets the blue line, blind luck suffices: if every mask were a new guess,
+# some would be that good. So there is room, though no weight is learned. Ours does better than
+# luck could: a network under a mask is no blind guess, since it treats alike what looks alike (and
+# batch-norm is trained, too). That is also why it recognises held-out images, which luck would
+# not. Counting does not say how to find the mask: that is what scores are for. (Malach et al.,
+# *Proving the Lottery Ticket Hypothesis*, ICML 2020, prove more: a random network that is wide
+# enough holds, under some mask, an approximation of any given smaller one.)
 #
-# And how many weights should be kept? Half gives the most masks; at density 1 there is one. What that
-# means for accuracy is measured: the same training at other densities.
+# And how many weights should be kept? Half gives the most masks; at density 1 there is one. What
+# that means for accuracy is measured: the same training at other densities.
 
 # %%
 densities = {0.05: 0.0, 0.2: 0.0, 0.5: learned, 0.8: 0.0, 1.0: 0.0}
@@ -432,18 +433,19 @@ figure.suptitle("How many weights to keep? One training each")
 figure.savefig(OUT / "7-density.png", dpi=150)
 
 # %% [markdown]
-# Half is best here too, and accuracy falls to both sides as the number of masks does. (One training
-# each: a seed moves a result by some points.) At density 1 nothing is chosen and only the rest is
-# trained. So the paper keeps half in every layer, and so do all masked cells of `reproduce`.
+# Half is best here too, and accuracy falls to both sides as the number of masks does. (One
+# training each: a seed moves a result by some points.) At density 1 nothing is chosen and only the
+# rest is trained. So the paper keeps half in every layer, and so do all masked cells of
+# `reproduce`.
 #
 # **Exercise 7.** A layer has 100 weights. How many bits is the choice of 50 of them worth, and how
 # many that of 10? The file stores 100 bits in either case.
 #
 # <details><summary>Answer</summary>
 #
-# log2 of `math.comb(100, 50)` is 96.3, so a bit a weight is close to the least that it takes; that of
-# `math.comb(100, 10)` is 43.98: a sparser mask could be coded in less, which neither the paper nor
-# the file does.
+# log2 of `math.comb(100, 50)` is 96.3, so a bit a weight is close to the least that it takes; that
+# of `math.comb(100, 10)` is 43.98: a sparser mask could be coded in less, which neither the paper
+# nor the file does.
 #
 # </details>
 
@@ -530,8 +532,8 @@ figure.savefig(OUT / "8-unique-values.png", dpi=150)
 # ## 9. A file
 #
 # The scores are not needed any more: `save` writes a bit for each weight, the prototype, the rest
-# and the buffers, and a header that names them. `load` gives the same network back. For comparison,
-# the dense network is saved as an ordinary file.
+# and the buffers, and a header that names them. `load` gives the same network back. For
+# comparison, the dense network is saved as an ordinary file.
 
 # %%
 path = OUT / "digits.safetensors"
