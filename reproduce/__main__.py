@@ -320,17 +320,18 @@ def table(
     named = "paper" if all_ else study
     groups: list[Group] = []
     rows: list[Row] = []
-    refused = None
+    accepted, refused = False, None
     for name in [named] if named else STUDIES:
         try:
             wanted = chosen(name, False, model, strategy, dataset, only, defaults=False)
         except typer.BadParameter as error:
             refused = error  # another study may have it
             continue
+        accepted = True
         of_study = read(folder, name, complain)
         groups += wanted.groups() if named else groups_with(of_study, wanted)
         rows += of_study
-    if refused and not groups:
+    if refused and not accepted:
         raise refused
     if not (rows if named else groups):
         complain(nothing_in(folder))

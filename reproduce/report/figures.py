@@ -43,7 +43,7 @@ _LINES = {"dense": (_GREY, "-"), "control": (_ORANGE, "--")}
 _NOT_FROM_0 = "(the axis does not start at 0)"
 _ACCOUNTINGS = ("as plotted", "weights + masks", "whole model", "on disk")
 _LEFT_OUT = """\
-no axis starts at 0
+no axis starts at 0; what is filled in the lower panels is counted, not measured
 as plotted by the paper: without normalisation, biases and buffers; pruned networks without masks
 weights + masks: the same, every mask counted; whole model: with all that it needs to run
 on disk: its file; those of pruned networks hold the zeros, so that nothing is saved"""

@@ -202,7 +202,14 @@ def test_tables_of_every_study_are_readable_at_80_columns(study: Study, seeds: i
     assert max(map(len, lines)) <= 80
     assert not any("…" in line for line in lines)
     groups = study.groups()
-    numbers = {cell for g in groups for line in make_table(g, rows).lines for cell in line[1:]}
+    made = [make_table(group, rows) for group in groups]
+    numbers = {
+        cell
+        for table in made
+        for line in table.lines
+        for name, cell in zip(table.columns[1:], line[1:], strict=True)
+        if name != "best -\npaper's"  # which can be read off the two beside it
+    }
     parts = {word.strip() for line in lines for word in line.split()}
     assert {number for number in numbers if re.fullmatch(r"[\d,.-]+", number)} <= parts
     named = [
