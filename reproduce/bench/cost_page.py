@@ -275,4 +275,20 @@ wait
 python -m reproduce table --ledger runs                # ours beside the paper's
 tar czf runs.tar.gz runs                               # rows, networks, checkpoints
 ```
+
+Where the time of a ResNet32 step goes, before anything is compiled or captured in a CUDA graph:
+
+```python
+from torch.profiler import profile
+from reproduce.bench.steps import CELLS
+from reproduce.training.device import open_device
+from reproduce.training.step import training_step
+
+step = training_step(CELLS[-1], 128, open_device(), compiled=False)
+for _ in range(3):
+    step()
+with profile() as seen:
+    step()
+print(seen.key_averages().table(sort_by="self_device_time_total", row_limit=20))
+```
 """

@@ -18,6 +18,7 @@ from reproduce.data.augment import Augmentation
 from reproduce.data.batches import TrainingBatches, evaluation_batches
 from reproduce.data.datasets import load
 from reproduce.models.convmixer import ConvMixer
+from reproduce.options import COST
 from reproduce.tests.conftest import Command
 from reproduce.tour.drawing import draw_algorithm
 from reproduce.training import networks
@@ -54,6 +55,14 @@ def test_examples_train_materialise_and_count(
     torch.testing.assert_close(model(images), masked)
     exec(count, names)
     assert capsys.readouterr().out == "100% of the parameters are masked\n"
+
+
+def test_profile_of_a_step() -> None:
+    (profile,) = python_blocks(COST)
+    names: dict[str, Any] = {}
+    exec(profile, names)
+    convolutions = {e.key: e.count for e in names["seen"].key_averages()}["aten::convolution"]
+    assert convolutions == 31
 
 
 def test_table_of_strategies() -> None:
