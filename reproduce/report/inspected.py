@@ -35,7 +35,7 @@ def _layers(info: Info) -> Table:
     table = _table("layer", "shape", "kept", "bits", title=None, caption=tag)
 
     def add(name: str, shape: torch.Size, kept: str, bits: int) -> None:
-        table.add_row(name, "x".join(map(str, shape)) or "1", kept, f"{bits:,}")
+        table.add_row(name, "x".join(f"{size:,}" for size in shape) or "1", kept, f"{bits:,}")
 
     each = each_density(info.density, info.shapes)
     for name, shape in info.shapes.items():
