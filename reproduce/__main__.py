@@ -42,6 +42,7 @@ from reproduce.options import (
     find_one,
     load_torch,
     naming,
+    need_folder_of,
     nothing_in,
     numbers_of,
     open_one,
@@ -256,6 +257,7 @@ def export(
     out: Out = Path("runs"),
 ) -> None:
     """Copy the network of a run out of its folder."""
+    need_folder_of(file)
     with refusing_files():
         from reproduce.training import files
 
@@ -280,6 +282,7 @@ def materialize(
     file: File, dense: Annotated[Path, typer.Argument(help="The safetensors file to write.")]
 ) -> None:
     """Turn a compressed network into an ordinary dense safetensors file."""
+    need_folder_of(dense)
     with refusing_files():
         from reproduce.training import files
 

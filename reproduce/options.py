@@ -158,6 +158,12 @@ def shown_folder(ledger: Path | None) -> Path:
     return ledger or RUNS
 
 
+def need_folder_of(file: Path) -> None:
+    """A file is written to a folder that is there."""
+    if not file.parent.is_dir():
+        raise typer.BadParameter(f"no folder {file.parent} to write {file.name} in: make it first")
+
+
 def nothing_in(folder: Path) -> str:
     """One line for a folder without rows that count: how to have some, and where others are."""
     there = sorted(path.stem for path in RESULTS.glob("*.jsonl"))

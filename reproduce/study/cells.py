@@ -287,7 +287,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     '; did you mean convmixer?'
     """
     folded = {one.casefold(): one for one in known}
-    found = [folded[one] for one in get_close_matches(name.casefold(), folded)]
+    begun = [one for one in folded if name and one.startswith(name.casefold())][:3]
+    found = [folded[one] for one in begun or get_close_matches(name.casefold(), folded)]
     return f"; did you mean {' or '.join(found)}?" if found else ""
 
 

@@ -86,6 +86,7 @@ def test_help_loads_no_torch(tmp_path: Path) -> None:
         ("run --ratio 0.1", "--strategy rp_1e-2"),
         ("run --lr 0.1", "reproduce/study/recipes.py"),
         ("run --model ConvMixer", "did you mean convmixer or convmixer-d2-w32?"),
+        ("run --model resn", "did you mean resnet or resnet8?"),
         ("run --strategy MP", "did you mean mp?"),
         ("run --strategy rp_1e-9", "only dense, mask, one_layer, mp, rp_1e-1, rp, rp_1e-2"),
         ("plan --all --strategy x", "only dense, mask, one_layer, mp, rp_1e-1, rp, rp_1e-2"),

@@ -199,7 +199,8 @@ def test_bad_input_is_one_line_and_exit_code_2(out: Path, tmp_path: Path, comman
             "--out names the folder that run wrote to",
         ),
         (("evaluate", file_of(out, "dense")), "safetensors.torch.load_file reads it"),
-        (("export", file.stem, missing / "target", "--out", out), "missing"),
+        (("export", file.stem, missing / "target", "--out", out), f"no folder {missing} to write"),
+        (("export", file.stem[:5], target, "--out", out), f"did you mean {file.stem}?"),
         (("inspect", missing), "missing"),
         (
             ("inspect", file_of(out, "dense")),
