@@ -336,7 +336,7 @@ def table(
         rows += of_study
     if refused and not accepted:
         raise refused
-    if not (rows if named else groups):
+    if not groups:
         complain(nothing_in(folder))
     show(console(), groups, rows)
 

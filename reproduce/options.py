@@ -170,8 +170,8 @@ def nothing_in(folder: Path) -> str:
     near = Path.cwd() in RESULTS.parents
     shipped = RESULTS.relative_to(Path.cwd()) if near else RESULTS
     return (
-        f"no rows to show in {folder}: run adds them, if not with --epochs; those of {' and '.join(there)} ship with the"
-        f" project, and --ledger {shipped} shows them; table --all shows every cell of the paper,"
+        f"no rows to show in {folder}: run adds them, if not with --epochs; those of"
+        f" {' and '.join(there)} ship with the project, and --ledger {shipped} shows them; table --all shows every cell of the paper,"
         " measured or not"
     )
 

@@ -119,7 +119,7 @@ def test_before_anything_is_measured_only_the_paper_is_there(stem: str) -> None:
         for panel in [
             axes for axes in figure.axes if axes.get_yticks().tolist() == [0, -1, -2, -3]
         ]:
-            rows = {round(float(line.get_ydata()[0])) for line in panel.lines}  # type: ignore[arg-type]
+            rows = {round(float(line.get_ydata()[0])) for line in panel.lines}
             assert rows == {0, -1, -2, -3}
 
 

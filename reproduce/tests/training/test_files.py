@@ -104,8 +104,8 @@ def test_export_inspect_materialize_go_all_the_way(
     cell, file, dense = CELLS[name], tmp_path / "one.safetensors", tmp_path / "dense.safetensors"
     code, output, errors = command("export", cell.run_id(0), file, "--out", out)
     assert (code, errors) == (0, "")
-    size = f"{file}: {file.stat().st_size:,} bytes, a compressed network: 17,216 masked weights"
-    assert output.startswith(size)
+    what = f"{file}: {file.stat().st_size:,} bytes, a compressed network: 17,216 masked weights"
+    assert output.startswith(what)
     assert f"by {cell.strategy.replace('control', 'mp')}" in output
     assert file.read_bytes() == file_of(out, name).read_bytes()
 
@@ -320,7 +320,7 @@ def test_file_of_another_network_is_refused(out: Path, tmp_path: Path, command: 
     save(file, model, pemn.init(model, pemn.mp, seed=0), pemn.mp, density=0.5, tag=tag)
     code, output, errors = command("evaluate", file)
     assert (code, output, errors.count("\n")) == (2, "", 1)
-    assert "the weights are not those of the model" in errors
+    assert "the weights do not fit the model" in errors
 
 
 def test_missing_images_are_one_line_and_exit_code_2(
