@@ -204,9 +204,9 @@ def _verdict(cells: tuple[Cell, ...]) -> str:
         return f"The aim, at most {AIM} hours, is met on these assumptions."
     busy = sum(hours(cell, 0) for cell in cells)
     return (
-        f"The aim, at most {AIM} hours, is missed: the GPU alone is busy for {busy:.1f} hours,\n"
-        "most of them with the bytes of kernels that are run one by one. Processes that share it\n"
-        "save at most the rest, where it waits for launches."
+        f"The aim of at most {AIM} hours is missed: the GPU alone is busy for {busy:.1f} hours,\n"
+        "mostly to read and write the bytes of kernels that are not fused. Processes that share\n"
+        "it save at most the rest, the time it waits for launches."
     )
 
 
@@ -218,7 +218,7 @@ _PAGE = """\
 # What the paper's CIFAR runs take on one H100
 
 `python -m reproduce bench cost` writes this page without a GPU. **Not run on a GPU**: launches,
-FLOPs and bytes are counted; all times follow from them and from what is assumed below.
+FLOPs and bytes are counted, and all times follow from them and from the assumptions below.
 
 All {runs} runs, one seed, one after the other, eager, with {usual:.0f} microseconds a launch
 ({least:.0f} to {most:.0f}): **{now}**. At commit f69075e, before masks were grouped and
@@ -228,22 +228,23 @@ images augmented on the device: {before}.
 
 {table}
 
-A line is a training step at the batch of the recipe.
+Each row is one training step at the recipe's batch size.
 
 - dense, pruned, learned: launches of a step without masks to make (a control's are made once), of a
-  pruned network, and with masks that are learned. images: launches that augment a batch.
-- GFLOP, GB moved, GB kept for the backward pass: with masks that are learned.
-- host, GPU: milliseconds of each for that step and its images. The longer one counts.
+  pruned network, and of one that learns its masks. images: launches that augment a batch.
+- GFLOP, GB moved, and GB kept for the backward pass, when masks are learned.
+- host, GPU: milliseconds that each needs for that step and its images. The longer one counts.
 - images/s: augmentation alone. before, now: hours of all runs of the model.
 
-Counted with PyTorch's fake tensors, which have shapes and no values:
+Counted with PyTorch's fake tensors, which have shapes but no values:
 
-- An operation is one launch, but a view none, top-k of 20,000 values 21, a cumulative sum 3, and
-  the fused optimizer one for each 36 tensors (AdamW, Adam) or 48 (SGD).
-- The forward pass is in bfloat16 as on a GPU, attention by the flash kernel. The backward pass is
-  counted in float32, its bytes scaled as the forward pass's are, with a launch more for each cast.
+- An operation is one launch. Exceptions: a view is none, top-k of 20,000 values 21, a cumulative
+  sum 3, and the fused optimizer one for every 36 tensors (AdamW, Adam) or 48 (SGD).
+- The forward pass is in bfloat16, as on a GPU, with the flash kernel for attention. The backward
+  pass is counted in float32, its bytes scaled like the forward pass's, with one more launch for
+  each cast.
 - FLOPs are three times those of the forward pass. Bytes are all that each kernel reads and writes,
-  as if no cache kept any.
+  as if there were no cache.
 
 Assumed:
 
@@ -260,7 +261,7 @@ Assumed:
 
 ## When a GPU is at hand
 
-In this order. Stop at the first number that is not understood:
+Run these in this order. Stop at the first number that you cannot explain:
 
 ```sh
 python -m reproduce check --all    # numbers against CPU float64, a resumed run, memory, time
@@ -268,7 +269,7 @@ python -m reproduce bench steps --batch 512
 python -m reproduce bench steps --batch 128
 # the canary
 python -m reproduce run --all --dataset cifar10 --model convmixer-d6-w256 --strategy rp_1e-3
-# bound by launches, so that two share the GPU
+# limited by launches, so two processes share the GPU
 python -m reproduce run --all --dataset cifar10 --model resnet32 --strategy mp --strategy rp_1e-1 &
 python -m reproduce run --all --dataset cifar10 --model resnet32 --strategy rp_1e-2 --strategy dense
 wait
