@@ -116,11 +116,12 @@ def test_before_anything_is_measured_only_the_paper_is_there(stem: str) -> None:
     assert not any("filled" in text for text in texts)
     assert not any(axes.containers for axes in figure.axes)
     if stem.startswith("compression"):  # what a network costs is counted, not measured
-        for panel in [
-            axes for axes in figure.axes if axes.get_yticks().tolist() == [0, -1, -2, -3]
-        ]:
-            rows = {round(float(line.get_ydata()[0])) for line in panel.lines}
-            assert rows == {0, -1, -2, -3}
+        ticks = [axes.get_yticks().tolist() for axes in figure.axes]
+        panels = [a for a, of_a in zip(figure.axes, ticks, strict=True) if of_a == [0, -1, -2, -3]]
+        assert len(panels) == len(figure.axes) // 2
+        for panel in panels:
+            heights: list[Any] = [line.get_ydata() for line in panel.lines]
+            assert {round(y) for (y,) in heights} == {0, -1, -2, -3}
 
 
 def bars(stem: str, measured: Sequence[Cell], seeds: int) -> list[tuple[Any, Any]]:

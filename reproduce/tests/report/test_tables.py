@@ -197,6 +197,7 @@ def test_shortened_cells_never_stand_beside_the_paper() -> None:
 @pytest.mark.parametrize("seeds", [0, 1, 3])
 def test_tables_of_every_study_are_readable_at_80_columns(study: Study, seeds: int) -> None:
     """No row is wrapped and no word cut: each is where it would be without an end."""
+    rows: list[Row]
     rows = [row_of(c, s, 0.9 + 0.01 * s, bytes=UNSET) for c in study.cells for s in range(seeds)]
     lines = shown(study.groups(), rows, 80).splitlines()
     assert max(map(len, lines)) <= 80
