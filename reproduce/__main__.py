@@ -436,7 +436,7 @@ def _prepare(
         return
     if is_slow(where) and not on_cpu:
         complain(
-            f"error: {len(plan.missing)} runs to train are for a GPU, not for {where}:"
+            f"error: {len(plan.missing):,} runs to train are for a GPU, not for {where}:"
             " give --on-cpu to go on nevertheless (plan says how long it takes), or take"
             " --study cifar10-small, which takes hours on a CPU"
         )

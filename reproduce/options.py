@@ -49,7 +49,11 @@ Models = Annotated[
 ]
 Strategies = Annotated[
     list[str] | None,
-    typer.Option("--strategy", help="Only this one, such as mp, rp or rp_1e-2; may be repeated."),
+    typer.Option(
+        "--strategy",
+        help="Only this one: dense, mask, one_layer, mp, rp (all of them) or rp_1e-2 and the like,"
+        " prune_random, prune_minimum or control; may be repeated.",
+    ),
 ]
 Datasets = Annotated[
     list[str] | None,
@@ -171,8 +175,8 @@ def nothing_in(folder: Path) -> str:
     shipped = RESULTS.relative_to(Path.cwd()) if near else RESULTS
     return (
         f"no rows to show in {folder}: run adds them, if not with --epochs; those of"
-        f" {' and '.join(there)} ship with the project, and --ledger {shipped} shows them; table --all shows every cell of the paper,"
-        " measured or not"
+        f" {' and '.join(there)} ship with the project, and --ledger {shipped} shows them;"
+        " table --all shows every cell of the paper, measured or not"
     )
 
 
