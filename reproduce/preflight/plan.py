@@ -79,7 +79,8 @@ class Plan(NamedTuple):
     def estimate(self, costs: Mapping[Kind, Cost | None], device: Device) -> str:
         """What is left and how long it takes, for people."""
         time = duration(self.seconds(costs))
-        return f"{len(self.missing):,} runs to train, about {time} on {device.torch} ({device.hardware})"
+        where = f"{device.torch} ({device.hardware})"
+        return f"{len(self.missing):,} runs to train, about {time} on {where}"
 
 
 def read_plan(study: Study, seeds: Sequence[int], out: Path, ledger: Path | None = None) -> Plan:
