@@ -76,9 +76,8 @@ def run_study(
         if cell.run_id(seed) in rows:
             store.drop(cell.run_id(seed))
     console.print(
-        f"{len(missing):,} runs to train, a line as each ends;"
-        f" {len(wanted) - len(missing):,} of {len(wanted):,} are in {store.path} already and are"
-        " not trained again"
+        f"{len(missing):,} runs to train; {len(wanted) - len(missing):,} of {len(wanted):,}"
+        f" are in {store.path} already and are not trained again; a line follows as each run ends"
     )
     for row in rows.values():
         if study.outdates(row.configuration):
