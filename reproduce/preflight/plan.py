@@ -79,9 +79,8 @@ class Plan(NamedTuple):
     def estimate(self, costs: Mapping[Kind, Cost | None], device: Device) -> str:
         """How many runs are left and how long they take, for people."""
         time = duration(self.seconds(costs))
-        return (
-            f"{len(self.missing)} runs to train, about {time} on {device.torch} ({device.hardware})"
-        )
+        where = f"{device.torch} ({device.hardware})"
+        return f"{len(self.missing):,} runs to train, about {time} on {where}"
 
 
 def read_plan(study: Study, seeds: Sequence[int], out: Path, ledger: Path | None = None) -> Plan:
@@ -129,9 +128,9 @@ def make_table(plan: Plan, costs: Mapping[Kind, Cost | None], *, bfloat16: bool)
         table.add_row(
             first.model.label,
             first.dataset,
-            str(len(states)),
-            *(str(states.count(state)) for state in ("done", "begun", "failed")),
-            str(len(of_group.stale)),
+            f"{len(states):,}",
+            *(f"{states.count(state):,}" for state in ("done", "begun", "failed")),
+            f"{len(of_group.stale):,}",
             f"{size(learned(first), bfloat16=bfloat16).memory / 1e9:.2f}",
             speed,
             left,

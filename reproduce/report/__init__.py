@@ -1,4 +1,4 @@
 """What people look at: tables, figures, pages.
 
-Imports rows, study.
+Imports rows, study, training.
 """

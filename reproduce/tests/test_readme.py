@@ -141,7 +141,7 @@ def test_commands_that_are_shown_exist_with_their_options(command: Command, show
 
 
 def test_commands_that_are_shown_are_found() -> None:
-    assert {"run", "run --all", "table --all --ledger runs"} <= {*commands_shown()}
+    assert {"run", "run --all", "table"} <= {*commands_shown()}
 
 
 def modules_of(package: str) -> list[Path]:
@@ -194,9 +194,10 @@ def test_each_package_imports_what_its_docstring_says_and_there_is_no_circle() -
     assert [*order.static_order()]  # raises where there is a circle
 
 
-def test_drawing_shows_all_four_steps(tmp_path: Path) -> None:
+def test_drawing_shows_all_five_steps(tmp_path: Path) -> None:
     picture = tmp_path / "algorithm.svg"
     draw_algorithm(picture)
     text = picture.read_text(encoding="utf-8")
-    # Three prototype rows would hide it if a step drew nothing: 13 + 3 * 288 cells are drawn.
-    assert text.count("<path") > 13 + 3 * 288
+    # Prototype, fill and scores, and of masks and network the half that is kept.
+    assert text.count("<path") > 13 + 2 * 288 + 2 * 144
+    assert text.count("<pattern") == 1  # the hatch of what is dropped, which is no small value
