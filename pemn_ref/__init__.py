@@ -1,14 +1,14 @@
 """Parameter-Efficient Masking Networks (Bai et al., NeurIPS 2022): the reference.
 
 A small random prototype fills every convolution and linear weight of a network and is never
-trained; what is learned is one score per weight, and a weight is kept where its score is large:
+trained. One score per weight is learned, and the weights with the largest scores are kept:
 
     shapes -> prototype -> weights        make_prototype, fill_weights
     scores -> masks                       apply_mask
     weights x masks -> the network        masked_forward
 
 Plain functions over plain ``dict[str, Tensor]``, keyed by parameter name. Read the modules in the
-order of the imports below; ``checks``, which they share, has the errors of bad input.
+order of the imports below; ``checks`` has the error messages that they share.
 """
 
 from pemn_ref.prototype import Strategy, make_prototype, mask, mp, one_layer, prototype_length, rp
@@ -18,9 +18,9 @@ from pemn_ref.forward import maskable_shapes, masked_forward
 from pemn_ref.state import State, init, materialize
 from pemn_ref.accounting import Storage, storage
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
-# In the order in which to read them, as the imports.
+# In reading order, like the imports.
 # fmt: off
 __all__ = [  # noqa: RUF022
     "Strategy", "mask", "one_layer", "mp", "rp", "prototype_length", "make_prototype",

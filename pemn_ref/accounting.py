@@ -1,4 +1,4 @@
-"""What a masked network costs to store, by the paper's accounting and by that of a whole model."""
+"""What a masked network costs to store: by the paper's accounting, and for the whole model."""
 
 import math
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from pemn_ref.prototype import Strategy, prototype_groups
 class Storage(NamedTuple):
     """Sizes of a masked network (paper, section 4; the whole model is our addition).
 
-    Compressions are fractions of the dense size that is saved.
+    A compression is the fraction of the dense size that is saved.
 
     >>> from pemn_ref import mp
     >>> cost = storage({"fc.weight": (10, 64)}, mp)
@@ -28,7 +28,7 @@ class Storage(NamedTuple):
     paper: float
     """Compression by the paper's accounting: ``1 - (N + 32 U) / (32 N)``, of maskable weights."""
     whole: float | None
-    """Compression of the whole model, ``1 - bits / dense_bits``; None where only its shapes are."""
+    """Compression of the whole model, ``1 - bits / dense_bits``; None if only shapes were given."""
     bits: int
     """Masks, prototypes and the other tensors that were given."""
     dense_bits: int
@@ -36,11 +36,11 @@ class Storage(NamedTuple):
 
 
 def storage(shapes: Shapes, strategy: Strategy, others: Iterable[Tensor] | None = None) -> Storage:
-    """Count what a masked network needs (paper, section 4; *others* are our addition).
+    """Count the bits that a masked network needs (paper, section 4; ``others`` is our addition).
 
-    ``others`` are the tensors beside the masked weights, each at its own width: the rest and the
-    persistent buffers. The paper leaves them out of both sides. Without them nothing is known of
-    the whole model, and ``whole`` is None.
+    ``others`` are the tensors stored beside the masked weights, each at its own width: the rest and
+    the persistent buffers. The paper leaves them out of both sides. Without them the size of the
+    whole model is unknown, and ``whole`` is None.
 
     Raises:
         ValueError: if ``shapes`` is empty, a weight has no elements or ``strategy`` is not
@@ -57,9 +57,9 @@ def storage(shapes: Shapes, strategy: Strategy, others: Iterable[Tensor] | None 
 
 
 def masked_storage(weights: int, unique: int, others: Iterable[Tensor]) -> Storage:
-    """As ``storage``, of numbers: a mask bit for each weight, 32 for each value beside them (ours).
+    """Like ``storage``, from counts: one mask bit per weight, 32 bits per unique value (ours).
 
-    It counts a pruned network too, whose ``unique`` values are the weights that are kept.
+    It also counts a pruned network, whose ``unique`` values are the weights it keeps.
     """
     other_bits = sum(8 * tensor.element_size() * tensor.numel() for tensor in others)
     bits = weights + 32 * unique

@@ -1,4 +1,4 @@
-"""Writing a file so that no one ever sees half of it."""
+"""Writing a file so that nobody ever sees half of it."""
 
 import os
 import secrets
@@ -7,15 +7,14 @@ from pathlib import Path
 
 
 def write(path: str | os.PathLike[str], *pieces: bytes | bytearray | memoryview) -> None:
-    """Write beside and rename: at every moment there is the old file or the whole new one.
+    """Write beside, then rename: at any moment the old file or the whole new one is there (ours).
 
-    The pieces, bytes, are written one after the other. The new file has the permissions of the old
-    one; where ``path`` is a symbolic link, its target is replaced. Ours, and used wherever a file
-    is written.
+    The pieces are written one after the other. The new file keeps the permissions of the old one;
+    if ``path`` is a symbolic link, its target is replaced.
 
     Raises:
-        OSError: if the file cannot be written, or ``path`` is a folder, device or FIFO; what was
-            there stays as it is.
+        OSError: if the file cannot be written, or ``path`` is a folder, device or FIFO. The old
+            file is then untouched.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "note"
@@ -30,8 +29,8 @@ def write(path: str | os.PathLike[str], *pieces: bytes | bytearray | memoryview)
     except FileNotFoundError:
         mode = None
     if mode is not None and not stat.S_ISREG(mode):
-        raise OSError(f"{target} is not a regular file: it is not replaced")
-    # File systems hold names of 255 bytes, and a character has up to four.
+        raise OSError(f"{target} is not a regular file, so it is not replaced")
+    # File names are limited to 255 bytes, and a character takes up to four.
     beside = target.with_name(f"{target.name[:60]}.{secrets.token_hex(4)}.part")
     try:
         with beside.open("xb") as file:

@@ -8,23 +8,24 @@ from torch import Tensor, nn
 Shapes = Mapping[str, Sequence[int]]
 """Name of each maskable weight -> its shape, in the order of ``model.named_parameters()``."""
 Tensors = Mapping[str, Tensor]
-"""Tensors by name: that of a parameter or buffer of the model, or that of a prototype."""
+"""Tensors by name: of a parameter or buffer of the model, or of a prototype."""
 
 
 Density = float | Mapping[str, float]
-"""The fraction of weights kept, in (0, 1]: of every layer, or by name of each layer's own."""
+"""The fraction of weights kept, in (0, 1]: one for every layer, or one for each by name."""
 
 
 def each_density(density: Density, names: Collection[str]) -> dict[str, float]:
-    """The density of each layer, by name; a mapping has exactly these names.
+    """Name of each layer -> its density.
 
     Raises:
-        ValueError: if it has not.
+        ValueError: if a mapping does not have exactly these names.
     """
     if not isinstance(density, Mapping):
         return dict.fromkeys(names, density)
     for name in sorted({*names} ^ {*density}):
-        raise ValueError(f"density must have a value for each masked weight, and no other: {name}")
+        found = "is missing" if name in names else "is not masked"
+        raise ValueError(f"density must have one value for each masked weight: {name} {found}")
     return {name: density[name] for name in names}
 
 
@@ -54,14 +55,14 @@ def check_same(what: str, got: Tensors, want: Tensors) -> None:
             )
     for name in got:
         if name not in want:
-            raise ValueError(f"{what}: {name} is not known there")
+            raise ValueError(f"{what}: {name} is not expected")
 
 
 def check_model(model: nn.Module, weights: Tensors, rest: Tensors, buffers: Tensors) -> None:
-    """Weights, rest and buffers are those of ``model``: a missing one would silently be its own."""
+    """A state has all tensors of ``model``: where one is missing functional_call uses its own."""
     for name in weights:
         if name in rest:  # which would run in place of the masked weight
-            raise ValueError(f"{name} is in both, weights and rest: it belongs to one")
+            raise ValueError(f"{name} is in both weights and rest: it belongs in one of them")
     parameters = {**weights, **rest}
     check_same("the state does not fit the model", parameters, dict(model.named_parameters()))
     check_same(
@@ -76,4 +77,4 @@ def check_finite(scores: Tensors) -> None:
     for name, values in scores.items():
         bad = int((~values.isfinite()).sum())
         if bad:
-            raise ValueError(f"{name} has {bad} non-finite scores of {values.numel()}")
+            raise ValueError(f"{name}: {bad} of {values.numel()} scores are not finite")

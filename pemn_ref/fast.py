@@ -88,12 +88,18 @@ def _masks(scores: Tensor, density: float) -> Tensor:
     return keep.to(scores.dtype) + (finite - finite.detach())
 
 
+def _autocast(tensor: Tensor) -> bool:
+    device = tensor.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 def apply_mask(weights: Tensors, scores: Tensors, *, density: Density) -> dict[str, Tensor]:
     """Weights times masks, as ``pemn_ref.apply_mask`` gives them (paper, section 3).
 
     Returns name -> masked weight, of the shape, dtype and device of the weight. Gradients are the
     reference's, to scores and weights. Layers in another memory format than the usual one are
-    masked one by one. Under an autocast torch refuses to stack layers of float16.
+    masked one by one, and so are layers of float16 under an autocast, where torch refuses to stack
+    them.
 
     Raises:
         ValueError: if names or shapes of the two differ, ``density`` lies outside (0, 1], or has
@@ -109,7 +115,8 @@ def apply_mask(weights: Tensors, scores: Tensors, *, density: Density) -> dict[s
     groups: dict[object, list[str]] = {}
     for name, weight in weights.items():
         layer = scores[name]
-        if weight.is_contiguous() and layer.is_contiguous():
+        half = torch.float16 in (weight.dtype, layer.dtype)
+        if weight.is_contiguous() and layer.is_contiguous() and not (half and _autocast(weight)):
             kind = weight.numel(), weight.dtype, layer.dtype, layer.device, each[name]
             groups.setdefault(kind, []).append(name)
         else:

@@ -12,8 +12,8 @@ from pemn_ref.prototype import Strategy, prototype_groups
 def fill_weights(prototype: Tensors, shapes: Shapes, strategy: Strategy) -> dict[str, Tensor]:
     """Tile the prototype into every weight: element i (row-major) takes ``prototype[i mod L]``.
 
-    Every layer starts at the beginning of its prototype. Returns name -> weight of its shape, in
-    the dtype and on the device of the prototype, cut from its graph (paper, section 3).
+    Every layer starts at the beginning of its prototype (paper, section 3). Returns name -> weight
+    of that shape, in the dtype and on the device of the prototype, detached from its graph.
 
     Raises:
         ValueError: if a weight has no elements, ``strategy`` is not a Strategy, or a prototype is
@@ -24,7 +24,7 @@ def fill_weights(prototype: Tensors, shapes: Shapes, strategy: Strategy) -> dict
     tensor([[0, 1, 2, 0],
             [1, 2, 0, 1]])
     """
-    prototype_groups(shapes, strategy)  # refuses what is not a Strategy, and empty weights
+    prototype_groups(shapes, strategy)  # raises for anything but a Strategy, and for empty weights
     weights = {}
     for name, shape in shapes.items():
         group = strategy.group(name, shape)
@@ -32,7 +32,9 @@ def fill_weights(prototype: Tensors, shapes: Shapes, strategy: Strategy) -> dict
             raise ValueError(f"{name} needs the prototype {group!r}, got only {sorted(prototype)}")
         values = prototype[group].detach()
         if values.ndim != 1 or len(values) == 0:
-            raise ValueError(f"prototype {group!r} must be 1-D, not empty: {tuple(values.shape)}")
+            raise ValueError(
+                f"prototype {group!r} must be 1-D and not empty, got shape {tuple(values.shape)}"
+            )
         index = torch.arange(math.prod(shape), device=values.device) % len(values)
         weights[name] = values[index].reshape(tuple(shape))
     return weights

@@ -15,13 +15,13 @@ def maskable_shapes(model: nn.Module) -> dict[str, torch.Size]:
 
     Maskable are the ``weight`` of every convolution (any dimension, grouped, transposed) and
     ``nn.Linear``, the classifier included, and the input projections of ``nn.MultiheadAttention``.
-    A tied weight appears once, and is maskable if any of its users is. All else is *rest* (released
-    code, made for any model).
+    A tied weight appears once, and is maskable if any of its users is. Everything else is *rest*
+    (released code, extended to any model).
 
     Raises:
-        ValueError: if such a weight is not a plain parameter of real floating dtype: lazy,
-            computed by a parametrization (spectral norm and the like), of integers or complex; or
-            if a part with parameters is scripted, which hides its layers.
+        ValueError: if a maskable weight is lazy, computed by a parametrization (such as spectral
+            norm), or not of a real floating dtype; or if a submodule with parameters is scripted,
+            which hides its layers.
 
     >>> maskable_shapes(nn.Sequential(nn.Conv2d(3, 8, 5), nn.BatchNorm2d(8), nn.Linear(8, 2)))
     {'0.weight': torch.Size([8, 3, 5, 5]), '2.weight': torch.Size([2, 8])}
@@ -29,9 +29,9 @@ def maskable_shapes(model: nn.Module) -> dict[str, torch.Size]:
     maskable = set()
     for path, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule) and any(True for _ in module.parameters()):
-            raise ValueError(f"{path or 'the model'} is scripted: give the module it was made from")
+            raise ValueError(f"{path or 'the model'} is scripted: pass the module it was made from")
         for attribute in _maskable_attributes(module):
-            # Not getattr, which computes the weight of a parametrization.
+            # Not getattr: it would compute the weight of a parametrization.
             weight = dict(module.named_parameters(remove_duplicate=False)).get(attribute)
             if weight is None or nn.parameter.is_lazy(weight) or not weight.is_floating_point():
                 name = f"{path}.{attribute}".removeprefix(".")
@@ -63,19 +63,18 @@ def masked_forward(
 ) -> Any:
     """``model(*inputs, **kwargs)`` with every maskable weight masked (paper, section 3).
 
-    The model stays as it is. In training mode batch-norm statistics move in ``buffers``, in place,
-    exactly as a plain module's would; nothing else is modified. All keywords but ``density``, which
-    is that of ``apply_mask``, go to the model. The four parts of a ``State`` are arguments of their
-    own, since ``torch.func`` maps and differentiates by argument: ``grad(..., argnums=1)`` is that
-    of the scores.
+    The model is not changed. In training mode batch-norm statistics are updated in ``buffers``, in
+    place, exactly as a plain module updates its own; nothing else is modified. ``density`` is as in
+    ``apply_mask``; all other keywords go to the model. The four parts of a ``State`` are separate
+    arguments because ``torch.func`` maps and differentiates by argument.
 
     Limits. A module that *rebinds* a buffer (``self.n = self.n + 1``) loses that update. A weight
-    that forward takes from anywhere but its module's attribute (a list, say) runs unmasked.
+    that forward reads from anywhere but its module's attribute (a list, say) runs unmasked.
     Activation checkpointing inside the model recomputes after this call, with the model's own
-    weights, and gives wrong gradients; it leaves no trace on the model that could be checked.
+    weights, and gives wrong gradients; it leaves no trace on the model, so nothing can detect it.
     Checkpoint the whole call instead. During the call the model holds the masked weights, so two
-    threads must not share one: give each a ``copy.deepcopy``. A wrapper that averages gradients
-    over processes does not see these.
+    threads must not share one: give each a ``copy.deepcopy``. ``DistributedDataParallel`` does not
+    see these tensors: average their gradients yourself.
 
     Raises:
         ValueError: if names or shapes do not match the model, or ``density`` is outside (0, 1].
@@ -92,17 +91,17 @@ def masked_forward(
 
 
 def by_place(model: nn.Module, tensors: Tensors) -> dict[str, Any]:
-    """The tensors of a state under one name for each attribute of the model, as ``places`` says."""
+    """Attribute of the model -> its tensor, as ``places`` maps them."""
     return {place: name and tensors[name] for place, name in places(model).items()}
 
 
 def places(model: nn.Module) -> dict[str, str | None]:
-    """One name for each attribute that can hold a tensor -> the name of its tensor in a state.
+    """Each attribute that can hold a tensor -> the name of its tensor in a state.
 
-    A tied tensor appears once per attribute, also where its module has several names: a functional
-    call swaps an attribute once for each name that it is given, and left to find ties itself it
-    puts the wrong tensor back. An attribute that is None is listed too, as None, so that what
-    forward sets there does not stay in the model.
+    A tied tensor appears once per attribute, and no more often if its module has several names.
+    ``functional_call`` swaps an attribute once for each name it is given, and if it looks for ties
+    itself it puts the wrong tensor back. An attribute that is None maps to None, so that what
+    forward stores there does not stay in the model.
     """
     parameters = {own: name for name, own in model.named_parameters()}
     buffers = {own: name for name, own in model.named_buffers()}

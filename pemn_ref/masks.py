@@ -1,4 +1,4 @@
-"""The mask: one learned score per weight, the largest of each layer kept (edge-popup)."""
+"""The mask: one score per weight is learned, and each layer keeps the largest (edge-popup)."""
 
 import math
 
@@ -18,10 +18,10 @@ from pemn_ref.prototype import fan_in, random_stream
 
 
 def init_scores(shapes: Shapes, *, seed: int) -> dict[str, Tensor]:
-    """Draw the scores: Kaiming uniform with a = sqrt(5) of each layer's own (released code).
+    """Draw the scores: Kaiming uniform with a = sqrt(5), layer by layer (released code).
 
     Returns name -> scores of the weight's shape, float32 on the CPU, uniform within
-    ``±1 / sqrt(fan_in)``. The global random state is neither read nor moved.
+    ``±1 / sqrt(fan_in)``. The global random state is not used or changed.
 
     Raises:
         ValueError: if ``shapes`` is empty, a weight has no elements or ``seed`` is not an int.
@@ -40,10 +40,10 @@ def init_scores(shapes: Shapes, *, seed: int) -> dict[str, Tensor]:
 
 
 def kept(numel: int, density: float) -> int:
-    """Weights kept of a layer: ``max(1, ceil(density * numel))``, density rounded to 12 decimals.
+    """How many weights a layer keeps: ``max(1, ceil(density * numel))``.
 
-    In integers, so that no count is lost to floating point (the released code loses some), and so
-    that it compiles.
+    The density is rounded to 12 decimals and the rest is done in integers (ours). In floating
+    point a weight is sometimes lost, as in the released code. Integers also compile.
 
     Raises:
         ValueError: if ``numel`` is not positive or ``density`` lies outside (0, 1].
@@ -62,10 +62,11 @@ def kept(numel: int, density: float) -> int:
 def score_mask(scores: Tensor, *, density: float) -> Tensor:
     """The mask of one layer: 1 for the ``kept`` largest |score|, else 0 (paper, section 3).
 
-    Of equal scores the earlier ones (row-major) are dropped first; NaN counts as infinite. Returns
-    the shape, dtype and device of ``scores``, every value exactly 0.0 or 1.0. The gradient is
-    straight-through: it reaches every score, kept or dropped, as if the mask were |score|, so
-    times ``sign(score)``; a non-finite score gets 0.
+    Among equal scores, the earlier ones (row-major) are dropped first; NaN counts as infinite.
+    Returns a tensor of the shape, dtype and device of ``scores``, every value exactly 0.0 or 1.0.
+
+    The gradient is straight-through: it reaches every score, kept or dropped, as if the mask were
+    |score|. So it is the mask's gradient times ``sign(score)``. A non-finite score gets 0.
 
     Raises:
         ValueError: if ``scores`` is empty or not of a real floating dtype, or ``density`` lies
@@ -77,13 +78,13 @@ def score_mask(scores: Tensor, *, density: float) -> Tensor:
     if not scores.is_floating_point():
         raise ValueError(f"scores must be of a real floating dtype, got {scores.dtype}")
     magnitude = scores.detach().abs().flatten()
-    magnitude = torch.where(magnitude.isnan(), math.inf, magnitude)  # a sort has NaN above infinity
-    order = magnitude.argsort(stable=True)  # ascending; of equal scores the earlier first
+    magnitude = torch.where(magnitude.isnan(), math.inf, magnitude)  # a sort ranks NaN above inf
+    order = magnitude.argsort(stable=True)  # ascending, ties by index
     dropped = order[: scores.numel() - kept(scores.numel(), density)]
     mask = torch.ones_like(magnitude).scatter(0, dropped, 0).reshape(scores.shape)
 
-    # Straight-through by algebra: adds exactly 0 to the mask, and |score| to its graph. An
-    # autograd.Function returned all-zero gradients under compile with func.grad, silently.
+    # Straight-through by algebra: this adds exactly 0 to the mask, and |score| to its graph. An
+    # autograd.Function silently returned all-zero gradients under compile with func.grad.
     finite = torch.where(scores.isfinite(), scores, 0).abs()  # inf - inf would be NaN
     return mask + (finite - finite.detach())
 
@@ -94,12 +95,12 @@ def apply_mask(weights: Tensors, scores: Tensors, *, density: Density) -> dict[s
     Returns name -> masked weight, of the shape, dtype and device of the weight. ``density`` is one
     fraction for all layers, or a mapping with one for each (ours; the paper has one).
 
-    Gradients: straight-through to the scores, and to the weights where they want one (the filled
-    ones do not).
+    Gradients flow straight-through to the scores, and to weights that require one (the filled ones
+    do not).
 
     Raises:
-        ValueError: if names or shapes of the two differ, ``density`` lies outside (0, 1], or has
-            other names.
+        ValueError: if weights and scores differ in names or shapes, or ``density`` lies outside
+            (0, 1] or has other names.
 
     >>> weights = {"fc.weight": torch.tensor([[1.0, -2.0]])}
     >>> apply_mask(weights, {"fc.weight": torch.tensor([[0.1, -0.2]])}, density=0.5)

@@ -17,10 +17,11 @@ from pemn_ref.checks import Shapes, check_fraction, check_shapes
 class Strategy:
     """Which weights share a prototype, and how long it is (paper, section 3).
 
-    Use the values :data:`mask`, :data:`one_layer`, :data:`mp` and the function :func:`rp`.
+    Use :data:`mask`, :data:`one_layer`, :data:`mp` or :func:`rp`.
 
     Raises:
-        ValueError: for an unknown name, a ratio outside (0, 1], or a ratio on anything but ``rp``.
+        ValueError: for an unknown name, a ratio outside (0, 1], or a ratio with anything but
+            ``rp``.
 
     >>> [s.group("conv.weight", (8, 3, 5, 5)) for s in (mask, one_layer, mp, rp(0.1))]
     ['conv.weight', '8x3x5x5', 'all', 'all']
@@ -46,13 +47,13 @@ class Strategy:
 
 
 mask = Strategy("mask")
-"""Every weight has a random value of its own: edge-popup, the baseline of the paper."""
+"""Every weight has its own random value: edge-popup, the paper's baseline."""
 one_layer = Strategy("one_layer")
 """One prototype per weight shape: layers of equal shape hold equal values (paper, section 3)."""
 mp = Strategy("mp")
 """Max-layer padding (paper, section 3): one vector, as long as the largest weight.
 
-The others take its beginning.
+Smaller weights take its beginning.
 """
 
 
@@ -73,7 +74,7 @@ def prototype_length(numel: int, ratio: float) -> int:
     """Values in a prototype: ``min(numel, floor(numel * ratio) + 1)`` (released code).
 
     ``numel`` is the number of elements of the largest weight to fill. The ratio is read as the
-    decimal that it is written as, since a binary fraction loses a value here and there.
+    decimal it was written as: binary floating point would sometimes lose a value.
 
     Raises:
         ValueError: if ``numel`` is not positive or ``ratio`` lies outside (0, 1].
@@ -88,9 +89,10 @@ def prototype_length(numel: int, ratio: float) -> int:
 
 
 def prototype_groups(shapes: Shapes, strategy: Strategy) -> dict[str, tuple[int, str]]:
-    """Group name -> length of its prototype, name of its largest weight, the first of equals.
+    """Group name -> length of its prototype, and name of its giver.
 
-    That weight, the giver, has all of the prototype's values in it.
+    The giver is the group's largest weight, the first of several equal ones. It holds every value
+    of the prototype.
 
     Raises:
         ValueError: if ``shapes`` is empty, a weight has no elements or ``strategy`` is not
@@ -115,15 +117,15 @@ def prototype_groups(shapes: Shapes, strategy: Strategy) -> dict[str, tuple[int,
 
 
 def fan_in(shape: Sequence[int]) -> int:
-    """``fan_in`` as torch counts it: all sizes but the first, for a transposed convolution too."""
+    """``fan_in`` as torch counts it: all sizes but the first, even of a transposed convolution."""
     return math.prod(shape[1:])
 
 
 def random_stream(name: str, seed: int) -> torch.Generator:
-    """A generator of its own for each named use of one seed.
+    """A separate generator for each named use of a seed (ours).
 
-    With one stream for both, a weight and its score correlate at r = -0.34 (measured). There are
-    2**32 streams, since torch takes no more bits of a seed on the CPU.
+    If weights and scores shared one stream, they would correlate at r = -0.34 (measured). There
+    are 2**32 streams: on the CPU, torch uses only 32 bits of a seed.
 
     Raises:
         ValueError: if ``seed`` is not an int.
@@ -137,9 +139,9 @@ def random_stream(name: str, seed: int) -> torch.Generator:
 def make_prototype(shapes: Shapes, strategy: Strategy, *, seed: int) -> dict[str, Tensor]:
     """Draw the prototypes: Kaiming normal with gain sqrt(2) of the giver (released code).
 
-    Returns group -> values, shape ``(length,)``, float32 on the CPU (devices draw differently),
-    without gradient; standard deviation ``sqrt(2 / fan_in)``. ``rp(r)`` is the beginning of ``mp``
-    at the same seed. The global random state is neither read nor moved.
+    Returns group -> values of shape ``(length,)``, float32, without gradient, with standard
+    deviation ``sqrt(2 / fan_in)``. They are on the CPU, since other devices draw other numbers. At
+    the same seed ``rp(r)`` is a prefix of ``mp``. The global random state is not used or changed.
 
     Raises:
         ValueError: if ``shapes`` is empty, a weight has no elements, ``strategy`` is not a

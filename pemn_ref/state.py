@@ -1,4 +1,4 @@
-"""All that a masked network is made of, and the way back to an ordinary dense one."""
+"""Everything a masked network is made of, and the way back to an ordinary dense one."""
 
 from typing import Any, NamedTuple
 
@@ -14,11 +14,11 @@ from pemn_ref.prototype import Strategy, make_prototype
 
 
 class State(NamedTuple):
-    """The tensors of a masked network, each by the name that the model gives it (our grouping).
+    """The tensors of a masked network, each under its name in the model (our grouping).
 
-    ``weights`` are filled from the prototype and frozen; ``scores``, one per weight, and ``rest``
-    (normalisation, biases and all that is not maskable) are trained; ``buffers`` are the model's.
-    Shapes, dtypes and devices are those of the model.
+    ``weights`` are filled from the prototype and frozen. ``scores``, one per weight, and ``rest``
+    (normalisation, biases and everything else that is not masked) are trained. ``buffers`` are the
+    model's. Shapes, dtypes and devices are the model's, too.
 
     >>> from pemn_ref import rp
     >>> weights, scores, rest, buffers = init(nn.Linear(4, 2), rp(0.5), seed=0)
@@ -35,18 +35,18 @@ class State(NamedTuple):
 def init(model: nn.Module, strategy: Strategy, *, seed: int, shapes: Shapes | None = None) -> State:
     """A masked network for ``model``: ``make_prototype``, ``fill_weights`` and ``init_scores``.
 
-    What the paper's section 3 starts from; the streams of ``seed`` are ours.
+    This is where the paper's section 3 starts. How a seed becomes random streams is ours.
 
-    Weights and scores take device, dtype and memory format of the parameter that they stand for;
-    rest and buffers are copies of the model's own. The scores want a gradient, even of a parameter
-    that is frozen; of the rest what is frozen stays so. All are fresh leaves, so an optimizer over
-    them stays in step; move the model first, since a dict rebuilt by ``.to()`` holds other tensors.
+    Weights and scores take the device, dtype and memory format of the parameter they replace; rest
+    and buffers are copies of the model's. Scores require a gradient, even where the parameter is
+    frozen; in the rest, what is frozen stays frozen. All tensors are new leaves. Move the model to
+    its device first: ``.to()`` makes other tensors, which an optimizer over these does not see.
 
-    ``shapes``, a part of ``maskable_shapes(model)``, says which weights are masked: the others are
-    rest, trained as usual (ours; the paper masks all).
+    ``shapes``, a subset of ``maskable_shapes(model)``, names the weights to mask. The others become
+    rest and are trained as usual (ours; the paper masks all).
 
     Raises:
-        ValueError: if there is nothing to mask, ``shapes`` has a weight that is not maskable or of
+        ValueError: if there is nothing to mask, ``shapes`` has a weight that is not maskable or has
             another shape, a maskable weight is empty or not a plain parameter, ``strategy`` is not
             a Strategy, or ``seed`` is not an int.
 
@@ -59,7 +59,7 @@ def init(model: nn.Module, strategy: Strategy, *, seed: int, shapes: Shapes | No
     for name, shape in (shapes or {}).items():
         if tuple(shape) != maskable.get(name):
             raise ValueError(
-                f"{name} of {tuple(shape)} is not in maskable_shapes(model): only these"
+                f"shapes must be a subset of maskable_shapes(model): {name} {tuple(shape)} is not"
             )
     shapes = {n: shape for n, shape in maskable.items() if shapes is None or n in shapes}
     filled = fill_weights(make_prototype(shapes, strategy, seed=seed), shapes, strategy)
@@ -84,10 +84,10 @@ def init(model: nn.Module, strategy: Strategy, *, seed: int, shapes: Shapes | No
 def materialize(model: nn.Module, state: State, *, density: Density) -> dict[str, Any]:
     """The ordinary dense ``state_dict`` of a masked network, for ``model.load_state_dict`` (ours).
 
-    It is what ``model.state_dict()`` would be with these tensors in the model: a tied weight under
-    each of its names, non-persistent buffers under none, hooks at work, extra state the model's.
-    The tensors are copies, without gradient. During the call the model holds them, so two threads
-    must not share it.
+    It is what ``model.state_dict()`` would return with these tensors in the model: a tied weight
+    under each of its names, no non-persistent buffers, hooks applied, extra state as the model has
+    it. The tensors are copies, without gradient. During the call the model holds them, so two
+    threads must not share it.
 
     Raises:
         ValueError: if the state does not match the model, a score is not finite, or ``density``
@@ -110,7 +110,7 @@ def materialize(model: nn.Module, state: State, *, density: Density) -> dict[str
 
 
 class _StateDict(nn.Module):
-    """Asked for with other tensors in their places, a ``state_dict`` has them by all its names."""
+    """Returns its model's ``state_dict`` from forward, for ``functional_call`` to swap tensors."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

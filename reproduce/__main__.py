@@ -32,17 +32,22 @@ from reproduce.options import (
     Rows,
     Seed,
     Seeds,
+    Shown,
+    ShownName,
     Strategies,
     StudyName,
     chosen,
     complain,
     exit_code,
     find_one,
+    load_torch,
     naming,
-    need_folder,
+    need_folder_of,
+    nothing_in,
     numbers_of,
     open_one,
     refusing_files,
+    shown_folder,
 )
 from reproduce.report.console import console
 
@@ -51,7 +56,9 @@ if TYPE_CHECKING:
 
     from reproduce.bench.timing import Ratio
     from reproduce.preflight.plan import Plan
+    from reproduce.rows.row import Row
     from reproduce.runs.study import Train
+    from reproduce.study.cells import Group
     from reproduce.training.device import Device
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -119,6 +126,7 @@ def run(
     stopped by --max-minutes, 130 or 143 interrupted.
     """
     # Imported here: they load torch, for which --help should not wait, and Ctrl-C may come.
+    load_torch()
     from reproduce.preflight.plan import read_plan
     from reproduce.report.finished import show_finished
     from reproduce.runs.study import run_study, train_here
@@ -126,7 +134,10 @@ def run(
     from reproduce.training.device import open_device
 
     if (address or cells_per_gpu) and not on_ray:
-        raise typer.BadParameter(f"{address or cells_per_gpu} is for --ray, which is not there")
+        raise typer.BadParameter(
+            f"{address or cells_per_gpu} is for --ray alone; --model, --strategy, --dataset and"
+            " --only choose cells"
+        )
     wanted = chosen(study, all_, model, strategy, dataset, only)
     if epochs:
         wanted = wanted.shortened(epochs)
@@ -190,6 +201,7 @@ def plan(
     Runs that are begun or failed have a line each, and every run has one where only one model on
     one dataset is asked for. What is measured is said on stderr. Nothing is trained.
     """
+    load_torch()
     from reproduce.data.datasets import folder
     from reproduce.preflight.cost import measure
     from reproduce.preflight.plan import make_table, read_plan
@@ -228,6 +240,7 @@ def check(
     One line a point. run does the same before it trains cells of the paper. Exit codes: 0 all is
     well, 2 bad input or files, 3 a point failed.
     """
+    load_torch()
     from reproduce.preflight.check import check
     from reproduce.preflight.plan import read_plan
 
@@ -246,10 +259,11 @@ def export(
     out: Out = Path("runs"),
 ) -> None:
     """Copy the network of a run out of its folder."""
-    from reproduce.training import files
-
+    need_folder_of(file)
     with refusing_files():
-        files.export(out, run, file)
+        from reproduce.training import files
+
+        console().print(files.export(out, run, file))
 
 
 @app.command()
@@ -258,9 +272,9 @@ def inspect(file: File) -> None:
 
     Reads the header only, so damage to the tensors is not seen.
     """
-    from reproduce.report.inspected import make_tables
-
     with refusing_files():
+        from reproduce.report.inspected import make_tables
+
         for table in make_tables(file):
             console().print(table, soft_wrap=False)
 
@@ -270,22 +284,23 @@ def materialize(
     file: File, dense: Annotated[Path, typer.Argument(help="The safetensors file to write.")]
 ) -> None:
     """Turn a compressed network into an ordinary dense safetensors file."""
-    from reproduce.training import files
-
+    need_folder_of(dense)
     with refusing_files():
-        files.materialize(file, dense)
+        from reproduce.training import files
+
+        console().print(files.materialize(file, dense))
 
 
 @app.command()
 def evaluate(file: File, data: Data = None, device: DeviceName = None) -> None:
     """Measure a compressed network again: on the same machine, the accuracy of its row."""
-    from reproduce.training.run import evaluate_file
-
     opened = open_one(device)
     with refusing_files():
-        name, accuracy, images = evaluate_file(file, opened, data)
+        from reproduce.training.run import evaluate_file
+
+        name, accuracy, images = evaluate_file(file, opened, data, complain)
     percent = f"{100 * accuracy:.1f} %"
-    console().print(f"{name}: {percent} of {images} held-out images, exactly {accuracy}")
+    console().print(f"{name}: {percent} of {images:,} held-out images, exactly {accuracy}")
 
 
 @frontier.command()
@@ -309,35 +324,62 @@ def score(
 
 @app.command()
 def table(
-    study: StudyName = "paper",
+    study: ShownName = None,
     all_: All = False,
     model: Models = None,
     strategy: Strategies = None,
     dataset: Datasets = None,
     only: Ids = None,
-    ledger: Ledger = RESULTS,
+    ledger: Shown = None,
 ) -> None:
-    """Print accuracy and size of every cell, measured or not, beside what the paper reports."""
-    from reproduce.report.tables import show
-    from reproduce.rows.ledger import read
+    """Print accuracy and size of what has rows in --ledger, beside what the paper reports.
 
-    wanted = chosen(study, all_, model, strategy, dataset, only, defaults=False)
-    need_folder(ledger)
-    show(console(), wanted.groups(), read(ledger, wanted.name, complain))
+    Of a study that is named, every cell, measured or not.
+    """
+    folder = shown_folder(ledger)
+    from reproduce.report.tables import show
+    from reproduce.rows.ledger import groups_with, read
+    from reproduce.study.studies import STUDIES
+
+    named = "paper" if all_ else study
+    groups: list[Group] = []
+    rows: list[Row] = []
+    accepted, refused = False, None
+    for name in [named] if named else STUDIES:
+        try:
+            wanted = chosen(name, False, model, strategy, dataset, only, defaults=False)
+        except typer.BadParameter as error:
+            refused = error  # another study may have it
+            continue
+        accepted = True
+        of_study = read(folder, name, complain)
+        groups += wanted.groups() if named else groups_with(of_study, wanted)
+        rows += of_study
+    if refused and not accepted:
+        raise refused
+    if not groups:
+        complain(nothing_in(folder))
+    show(console(), groups, rows)
 
 
 @app.command()
 def figures(
-    ledger: Ledger = RESULTS,
+    ledger: Shown = None,
     out: Annotated[Path | None, typer.Option(help="Folder to draw into; else --ledger.")] = None,
 ) -> None:
-    """Draw the paper's figures, ours beside them, and write README.md with all tables."""
+    """Draw the figures of what has rows in --ledger, and write README.md with all tables.
+
+    The paper's figures have ours beside its values.
+    """
+    folder = shown_folder(ledger)
     from reproduce.report.page import PageError, write_page
 
-    need_folder(ledger)
     try:
-        for path in write_page(ledger, out or ledger, complain):
+        paths = write_page(folder, out or folder, complain)
+        for path in paths:
             console().print(path)
+        if not paths:
+            complain(nothing_in(folder))
     except PageError as error:
         complain(f"error: {error}")
         raise typer.Exit(2) from None
@@ -349,6 +391,7 @@ def merge(
     ledger: Ledger = RESULTS,
 ) -> None:
     """Take the rows of another folder or machine. Exit code 3: not all, as is said line by line."""
+    load_torch()
     from reproduce.rows.ledger import merge
 
     if not merge(source, ledger, console().print):
@@ -363,9 +406,9 @@ def steps(
     out: Lines = None,
 ) -> None:
     """A training step, masked against dense; masks; augmentation."""
+    opened = open_one(device)
     from reproduce.bench.steps import bench_steps
 
-    opened = open_one(device)
     _show(bench_steps(opened, batch=batch, compiled=compiled), opened, out)
 
 
@@ -376,6 +419,7 @@ def cost(
     ] = COST,
 ) -> None:
     """Count what a GPU would be asked, without one, and write the page with the hours it takes."""
+    load_torch()
     from reproduce.bench.cost_page import write_page
 
     write_page(out, open_one("cpu"), complain)
@@ -384,6 +428,7 @@ def cost(
 @bench.command("files")
 def files_(out: Lines = None) -> None:
     """Compressed files against plain copies and dense files, on the CPU."""
+    load_torch()
     from reproduce.bench.files import bench_files
 
     _show(bench_files(), open_one("cpu"), out)
@@ -412,7 +457,7 @@ def _prepare(
         return
     if is_slow(where) and not on_cpu:
         complain(
-            f"error: {len(plan.missing)} runs to train are for a GPU, not for {where}:"
+            f"error: {len(plan.missing):,} runs to train are for a GPU, not for {where}:"
             " give --on-cpu to go on nevertheless (plan says how long it takes), or take"
             " --study cifar10-small, which takes hours on a CPU"
         )
@@ -429,6 +474,7 @@ def _show(ratios: "Iterable[Ratio]", device: "Device", out: Path | None) -> None
     printer = console()
     where = conditions(device.torch, device.hardware)
     measured = []
+    complain("measuring: each ratio takes some seconds")
     with printer.status("measuring"):
         for ratio in ratios:
             measured.append(ratio)

@@ -1,10 +1,12 @@
-"""When memory has run out, whoever says so."""
+"""Recognising errors that mean memory has run out."""
 
 import re
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether that is what is wrong: Python, torch and the system's loader each say it differently.
+    """Whether the error means that memory has run out.
+
+    Python, torch and the system's loader each word it differently.
 
     >>> out_of_memory(MemoryError()), out_of_memory(RuntimeError("shape '[2]' is invalid"))
     (True, False)

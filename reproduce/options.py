@@ -3,10 +3,11 @@
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
+from threading import Timer
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 # Typer exports the class of all usage errors only as the base of this one.
 _UsageError: type[typer.BadParameter] = typer.BadParameter.__bases__[0]
 
+RUNS = Path("runs")
+"""Where all lies that run makes, unless told otherwise."""
 Data = Annotated[
     Path | None,
     typer.Option(help="Folder of the datasets; else PEMN_DATA, else one in the user's cache."),
@@ -31,9 +34,13 @@ Data = Annotated[
 DeviceName = Annotated[
     str | None, typer.Option(help="cpu, cuda or cuda:N; else the best that is present.")
 ]
-StudyName = Annotated[
-    str,
-    typer.Option(help="digits, cifar10-small (hours on a CPU) or paper (days on a GPU)."),
+_STUDIES_HELP = "digits, cifar10-small (hours on a CPU) or paper (days on a GPU)"
+StudyName = Annotated[str, typer.Option(help=f"{_STUDIES_HELP}.")]
+ShownName = Annotated[
+    str | None,
+    typer.Option(
+        "--study", help=f"{_STUDIES_HELP}, measured or not; else those that have rows in --ledger."
+    ),
 ]
 All = Annotated[bool, typer.Option("--all", help="The same as --study paper.")]
 Models = Annotated[
@@ -42,7 +49,11 @@ Models = Annotated[
 ]
 Strategies = Annotated[
     list[str] | None,
-    typer.Option("--strategy", help="Only this one, such as mp, rp or rp_1e-2; may be repeated."),
+    typer.Option(
+        "--strategy",
+        help="Only this one: dense, mask, one_layer, mp, rp (all of them) or rp_1e-2 and the like,"
+        " prune_random, prune_minimum or control; may be repeated.",
+    ),
 ]
 Datasets = Annotated[
     list[str] | None,
@@ -69,6 +80,12 @@ Ledger = Annotated[
     Path,
     typer.Option(help="Folder of the rows that are kept.", show_default="reproduce/results"),
 ]
+Shown = Annotated[
+    Path | None,
+    typer.Option(
+        "--ledger", help="Folder of the rows, such as reproduce/results.", show_default=str(RUNS)
+    ),
+]
 RESULTS = Path(__file__).with_name("results")
 COST = Path(__file__).with_name("COST.md")
 File = Annotated[Path, typer.Argument(help="A compressed network, as run writes it.")]
@@ -88,23 +105,40 @@ def chosen(
     defaults: bool = True,
 ) -> "Study":
     """The cells asked for; where no model or dataset is, those of the study or else all."""
+    load_torch()
     from dataclasses import replace
 
+    from reproduce.study.cells import nearest
     from reproduce.study.studies import STUDIES
 
     name = "paper" if all_ else study
     if name not in STUDIES:
         raise typer.BadParameter(
-            f"no study {name!r}, only {', '.join(STUDIES)}", param_hint="--study"
+            f"no study {name!r}, only {', '.join(STUDIES)}{nearest(name, STUDIES)}",
+            param_hint="--study",
         )
     wanted = STUDIES[name] if defaults else replace(STUDIES[name], models=(), datasets=())
-    with naming(None):
-        return wanted.chosen(
-            models=models or (),
-            strategies=strategies or (),
-            datasets=datasets or (),
-            ids=[name.partition("-")[0] for name in ids or ()],  # a run's too, as run prints it
-        )
+    asked = {
+        "models": models or (),
+        "strategies": strategies or (),
+        "datasets": datasets or (),
+        "ids": [name.partition("-")[0] for name in ids or ()],  # a run's too, as run prints it
+    }
+    try:
+        return wanted.chosen(**asked)
+    except ValueError as error:
+        there = [study for study in STUDIES if _has(STUDIES[study], asked)]
+        hint = "" if name in there or not there else f"; --study {' or '.join(there)} has that"
+        raise typer.BadParameter(f"{error}{hint}") from error
+
+
+def _has(study: "Study", asked: Mapping[str, Sequence[str]]) -> bool:
+    """Whether some cell has all that is asked for, in whatever case it is written."""
+    folded = {what: [value.casefold() for value in values] for what, values in asked.items()}
+    try:
+        return bool(study.chosen(**folded).cells)
+    except ValueError:
+        return False
 
 
 def numbers_of(study: "Study", seeds: int | None, named: Sequence[int] | None) -> Sequence[int]:
@@ -120,10 +154,30 @@ def numbers_of(study: "Study", seeds: int | None, named: Sequence[int] | None) -
     return list(dict.fromkeys(named)) if named else range(seeds or study.seeds)
 
 
-def need_folder(ledger: Path) -> None:
-    """One that is not there has no rows either: that is not meant."""
-    if not ledger.is_dir():
+def shown_folder(ledger: Path | None) -> Path:
+    """That of the rows to show. One that is named and not there has no rows: that is not meant."""
+    if ledger and not ledger.is_dir():
         raise typer.BadParameter(f"no folder {ledger}", param_hint="--ledger")
+    load_torch()
+    return ledger or RUNS
+
+
+def need_folder_of(file: Path) -> None:
+    """A file is written to a folder that is there."""
+    if not file.parent.is_dir():
+        raise typer.BadParameter(f"no folder {file.parent} to write {file.name} in: make it first")
+
+
+def nothing_in(folder: Path) -> str:
+    """One line for a folder without rows that count: how to have some, and where others are."""
+    there = sorted(path.stem for path in RESULTS.glob("*.jsonl"))
+    near = Path.cwd() in RESULTS.parents
+    shipped = RESULTS.relative_to(Path.cwd()) if near else RESULTS
+    return (
+        f"no rows to show in {folder}: run adds them, if not with --epochs; those of"
+        f" {' and '.join(there)} ship with the project, and --ledger {shipped} shows them;"
+        " table --all shows every cell of the paper, measured or not"
+    )
 
 
 def open_one(device: str | None, threads: int | None = None) -> "Device":
@@ -135,6 +189,7 @@ def open_one(device: str | None, threads: int | None = None) -> "Device":
 
 def find_one(device: str | None, threads: int | None) -> "torch.device":
     """The device of that name, not opened, with so many threads; a usage error as ``open_one``."""
+    load_torch()
     import torch
 
     from reproduce.training.device import find_device
@@ -148,6 +203,7 @@ def find_one(device: str | None, threads: int | None) -> "torch.device":
 @contextmanager
 def refusing_files() -> Iterator[None]:
     """A file that is refused inside is one line and exit code 2."""
+    load_torch()
     from pemn_ref.file import FileError
     from reproduce.training.checkpoint import CheckpointError
     from reproduce.training.files import UnknownRunError
@@ -155,7 +211,9 @@ def refusing_files() -> Iterator[None]:
     try:
         yield
     except (FileError, CheckpointError, UnknownRunError) as error:
-        complain(f"error: {error}")
+        dense = "an ordinary safetensors file" in str(error)
+        hint = ": of a dense or pruned network? safetensors.torch.load_file reads it"
+        complain(f"error: {error}{hint if dense else ''}")
         raise typer.Exit(2) from None
 
 
@@ -166,6 +224,17 @@ def naming(option: str | None) -> Iterator[None]:
         yield
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint=option) from error
+
+
+def load_torch() -> None:
+    """Load it: before all else that needs it, so that who waits for that on a terminal is told."""
+    timer = Timer(2, complain, ["loading torch"])
+    if sys.stderr.isatty():
+        timer.start()
+    try:
+        import torch  # noqa: F401
+    finally:
+        timer.cancel()
 
 
 def complain(message: str) -> None:
@@ -193,6 +262,27 @@ def exit_code(app: typer.Typer) -> int:
     return code
 
 
+_RECIPE = "the recipe of each cell says it, as reproduce/study/recipes.py has it"
+_FIXED = {
+    "--density": "every masked cell keeps half of the weights, as in the paper; in a loop of your"
+    " own it is masked_forward that takes a density, as README shows",
+    "--ratio": "--strategy names it, as in --strategy rp_1e-2",
+    **dict.fromkeys(("--lr", "--learning-rate", "--batch", "--batch-size"), _RECIPE),
+}
+"""Options that there are not: where what they would say is said."""
+
+
+def _message(error: Exception) -> str:
+    """Of a usage error, with what to do."""
+    message: str = error.format_message()  # type: ignore[attr-defined]
+    option, context = getattr(error, "option_name", None), getattr(error, "ctx", None)
+    if option in _FIXED:
+        return f"no option {option}: {_FIXED[option]}"
+    if type(error) is typer.BadParameter or context is None:
+        return message
+    return f"{message.rstrip('.')}; see {context.command_path} --help"
+
+
 def _code(app: typer.Typer) -> int:
     """As ``exit_code``, where standard output can be written.
 
@@ -202,7 +292,7 @@ def _code(app: typer.Typer) -> int:
     try:
         return int(app(standalone_mode=False) or 0)
     except _UsageError as error:
-        complain(f"error: {error.format_message()}")
+        complain(f"error: {_message(error)}")
     except (MissingDataError, OSError) as error:
         print(end="", flush=True)  # if it was standard output, that fails again
         complain(f"error: {error}")

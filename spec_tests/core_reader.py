@@ -6,12 +6,10 @@ from typing import Any
 
 import numpy as np
 
-BITS = {"float16": "<u2", "bfloat16": "<u2", "float32": "<u4", "float64": "<u8"}
-
 
 def floats(dtype: str, words: str) -> Any:
     """Values from their bits; numpy has no bfloat16, which is the upper half of a float32."""
-    bits = np.array([int(word, 16) for word in words.split()], BITS[dtype])
+    bits = np.array([int(word, 16) for word in words.split()], f"<u{len(words.split()[0]) // 2}")
     return (bits.astype("<u4") << 16).view("<f4") if dtype == "bfloat16" else bits.view(dtype)
 
 
@@ -24,45 +22,40 @@ def kept(numel: int, density: str) -> int:
 
 
 def fill(strategy: str, ratio: str, shapes: list[list[int]]) -> Any:
-    """Lengths of the prototypes, and for each weight its prototype and the indices into it."""
-    keys = [{"mask": i, "one_layer": tuple(s)}.get(strategy, "all") for i, s in enumerate(shapes)]
-    numel = [math.prod(shape) for shape in shapes]
-    largest = {key: max(n for k, n in zip(keys, numel, strict=True) if k == key) for key in keys}
-    lengths = {key: prototype_length(n, ratio) for key, n in largest.items()}
-    at = [(np.arange(n) % lengths[k]).tolist() for k, n in zip(keys, numel, strict=True)]
-    return [[*lengths.values()], [[[*lengths].index(k), i] for k, i in zip(keys, at, strict=True)]]
+    keys = [{"mask": i, "one_layer": str(s)}.get(strategy, "") for i, s in enumerate(shapes)]
+    numel = dict(sorted(zip(keys, map(math.prod, shapes), strict=True), key=lambda pair: pair[1]))
+    lengths = [prototype_length(numel[key], ratio) for key in dict.fromkeys(keys)]
+    read = [[*dict.fromkeys(keys)].index(key) for key in keys]
+    at = [[i % lengths[p] for i in range(math.prod(s))] for p, s in zip(read, shapes, strict=True)]
+    return [lengths, [list(pair) for pair in zip(read, at, strict=True)]]
 
 
 def mask(dtype: str, words: str, density: str) -> str:
     scores = floats(dtype, words)
     order = np.argsort(np.nan_to_num(np.abs(scores), nan=np.inf, posinf=np.inf), kind="stable")
-    bits = np.ones(len(scores), int)
-    bits[order[: len(scores) - kept(len(scores), density)]] = 0
-    return "".join(map(str, bits))
+    dropped = {*order[: len(scores) - kept(len(scores), density)].tolist()}
+    return "".join("01"[i not in dropped] for i in range(len(scores)))
+
+
+def gradient(dtype: str, *parts: str) -> Any:
+    upstream, weight, scores = (floats(dtype, words) for words in parts)
+    return (upstream * weight * np.where(np.isfinite(scores), np.sign(scores), 0)).tolist()
 
 
 def storage(strategy: str, ratio: str, shapes: list[list[int]], others: int) -> list[Any]:
     weights = sum(map(math.prod, shapes))
     unique = len({(p, i) for p, index in fill(strategy, ratio, shapes)[1] for i in index})
     masked, dense = weights + 32 * unique, 32 * weights
-    whole = 1 - Fraction(masked + others, dense + others)
-    sizes = [weights, unique, masked + others, dense + others]
-    return [*sizes, str(1 - Fraction(masked, dense)), str(whole)]
-
-
-def gradient(dtype: str, *parts: str) -> str:
-    upstream, weight, scores = (floats(dtype, words) for words in parts)
-    signs = np.where(np.isfinite(scores), np.sign(scores), 0)
-    product = (upstream * weight * signs + 0).astype(scores.dtype)  # no negative zero
-    bits = product.view("<u4") >> 16 if dtype == "bfloat16" else product.view(BITS[dtype])
-    return " ".join(f"{word:0{2 * int(BITS[dtype][-1])}x}" for word in bits)
+    saved = [str(1 - Fraction(masked + o, dense + o)) for o in (0, others)]
+    return [weights, unique, masked + others, dense + others, *saved]
 
 
 def wrong(vectors: dict[str, Any]) -> list[str]:
     """The vectors that this module gets wrong, as part and number: none, if all is well."""
-    return [
-        f"{part.__name__} {number}"
-        for part in (prototype_length, kept, fill, mask, gradient, storage)
-        for number, vector in enumerate(vectors[part.__name__])
-        if part(*vector["given"]) != vector["expected"]
-    ]
+    found = []
+    for part in (prototype_length, kept, fill, mask, gradient, storage):
+        for number, vector in enumerate(vectors[part.__name__]):
+            given, expected = vector["given"], vector["expected"]
+            right = floats(given[0], expected).tolist() if part is gradient else expected
+            found += [f"{part.__name__} {number}"] * (part(*given) != right)
+    return found

@@ -41,7 +41,7 @@ class Convolutions(nn.Module):
 
 
 class Tied(nn.Module):
-    """A weight shared by two linears, and an embedding shared with the output layer."""
+    """A weight shared by two linears, an embedding by the output layer; dropout, no buffers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,9 +51,10 @@ class Tied(nn.Module):
         self.decode.weight = self.encode.weight
         self.output = nn.Linear(6, 11)
         self.output.weight = self.embedding.weight
+        self.drop = nn.Dropout(0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.output(self.decode(self.encode(self.embedding(x)).tanh()))
+        out: Tensor = self.output(self.drop(self.decode(self.encode(self.embedding(x)).tanh())))
         return out
 
 
@@ -123,9 +124,7 @@ class Awkward(nn.Module):
         self.norm.register_buffer("twin", self.norm.running_mean)
         self.counter = Counter()
         self.register_buffer("nothing", torch.empty(0, 2**60))
-        self.register_state_dict_post_hook(  # type: ignore[no-untyped-call]
-            lambda module, entries, prefix, metadata: entries.update(copy.deepcopy(entries))
-        )
+        with_copies(self)
 
     def get_extra_state(self) -> dict[str, int]:
         return {"step": 3}
@@ -169,7 +168,7 @@ class Wide(nn.Module):
         self.up = nn.ConvTranspose3d(8, 2, (1, 2, 1), bias=False)
         self.drop = nn.Dropout(0.5)
         self.body = nn.Linear(144, 80)
-        self.head = nn.Linear(80, 3)
+        self.head = nn.Linear(80, 20)
         self.head.register_forward_pre_hook(lambda part, given: (given[0].to(part.weight.dtype),))
         self.head.register_forward_hook(lambda part, given, out: 2 * out)
 
@@ -183,6 +182,50 @@ class Wide(nn.Module):
         x = self.up(functional.gelu(self.norm(self.stem(x)))[:, :, None])
         out: Tensor = self.head(self.drop(self.body(x.flatten(1))).tanh())
         return out
+
+
+class Everything(nn.Module):
+    """The other networks side by side in one: all kinds of layers, ties, hooks and dtypes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.convolutions, self.tied = Wide(), Convolutions(), Tied()
+        self.attention, self.shared = Attention(), Shared()
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(1)
+        outputs = (
+            self.wide(x),
+            self.convolutions(x),
+            self.tied((4 * flat[:, :5]).long() % 11),
+            self.attention(flat[:, :24].reshape(-1, 3, 8)),
+            self.shared(flat[:, :4]),
+        )
+        return torch.stack([output.flatten(1).mean(1).to(x.dtype) for output in outputs])
+
+
+class Called(nn.Module):
+    """A network with two inputs, keywords, several outputs and hooks."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+        self.register_forward_pre_hook(lambda part, given: (given[0], 2 * given[1]))
+        self.register_forward_hook(lambda part, given, said: {**said, "out": said["out"] + 1})
+
+    def forward(self, x: Tensor, y: Tensor, **by: float) -> dict[str, Any]:
+        return {"out": self.part(x + y) * by.get("weights", 1.0), "by": by}
+
+
+class Twice(nn.Module):
+    """A network under two names."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = self.again = part
+
+    def forward(self, *inputs: Tensor, **by: float) -> Any:
+        return self.part(*inputs, **by)
 
 
 class Case(NamedTuple):
@@ -200,12 +243,30 @@ CASES = {
         ("stem.weight", "up.weight", "body.weight", "head.weight"),
     ),
     "deep": Case(
-        lambda: nn.Sequential(*[nn.Linear(3, 3) for _ in range(22)]),
-        lambda g: torch.randn(2, 3, generator=g),
-        tuple(f"{place}.weight" for place in range(22)),
+        lambda: nn.Sequential(
+            *[nn.Conv2d(2, 2, 3, padding=1) for _ in range(21)], nn.Flatten(), nn.Linear(18, 3)
+        ),
+        lambda g: torch.randn(2, 2, 3, 3, generator=g),
+        (*(f"{place}.weight" for place in range(21)), "22.weight"),
     ),
     "single": Case(
         lambda: nn.Linear(3, 3, bias=False), lambda g: torch.randn(1, 3, generator=g), ("weight",)
+    ),
+    "normed": Case(
+        lambda: nn.Sequential(nn.Conv2d(2, 3, 2, padding=1), nn.BatchNorm2d(3)),
+        lambda g: torch.randn(3, 2, 3, 3, generator=g),
+        ("0.weight",),
+    ),
+    "bare": Case(
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 3, 2, bias=False),
+            nn.BatchNorm2d(3, affine=False),
+            nn.GELU(),
+            nn.Flatten(),
+            nn.Linear(12, 4, bias=False),
+        ),
+        lambda g: torch.randn(3, 2, 3, 3, generator=g),
+        ("0.weight", "4.weight"),
     ),
     "convolutions": Case(
         Convolutions,
@@ -249,6 +310,15 @@ CASES = {
         ("linear.weight", "block.0.weight", "head.weight"),
     ),
 }
+CASES["everything"] = Case(
+    Everything,
+    CASES["convolutions"].inputs,
+    tuple(
+        f"{case}.{name}"
+        for case in ("wide", "convolutions", "tied", "attention", "shared")
+        for name in CASES[case].maskable
+    ),
+)
 
 
 def built(build: Callable[[], nn.Module], seed: int) -> nn.Module:
@@ -261,6 +331,25 @@ def built(build: Callable[[], nn.Module], seed: int) -> nn.Module:
                 buffer.normal_()
             if name.endswith("running_var"):
                 buffer.uniform_(0.5, 2)
+    return model
+
+
+def with_second_names(model: nn.Module) -> nn.Module:
+    """The model, each of its parameters and buffers under a second name at the end."""
+    second = nn.Module()
+    for name, parameter in model.named_parameters():
+        second.register_parameter(name.replace(".", "_"), parameter)
+    for name, buffer in model.named_buffers():
+        second.register_buffer(name.replace(".", "_"), buffer)
+    model.add_module("second", second)
+    return model
+
+
+def with_copies(model: nn.Module) -> nn.Module:
+    """The model, its state_dict made of copies."""
+    model.register_state_dict_post_hook(
+        lambda module, entries, prefix, metadata: entries.update(copy.deepcopy(entries))
+    )
     return model
 
 
@@ -303,15 +392,18 @@ def needs(model: nn.Module, inputs: Tensor) -> None:
             pytest.skip(f"the plain module cannot run on this machine: {error}")
 
 
-def model_in(context: Network, case: str) -> tuple[nn.Module, Tensor]:
+def model_in(context: Network, case: str, device: str = "cpu") -> tuple[nn.Module, Tensor]:
     """Model and inputs of a case, in this context."""
     # An LSTM in bfloat16 is not to be had everywhere.
-    half = torch.float32 if case == "attention" else torch.bfloat16
+    half = torch.float32 if case in ("attention", "everything") else torch.bfloat16
     dtype = half if context.dtype == torch.bfloat16 else context.dtype
-    model = built(CASES[case].build, context.seed % 100).to(dtype).train(context.train)
-    model.requires_grad_(not context.frozen)
+    with torch.device(device):
+        model = built(CASES[case].build, context.seed % 100).to(dtype).train(context.train)
+    for i, parameter in enumerate(model.parameters()):
+        wanted = context.frozen == "none" or (context.frozen == "some" and i % 3 > 0)
+        parameter.requires_grad_(wanted)
     inputs = CASES[case].inputs(torch.Generator().manual_seed(context.seed % 2**32))
-    return model, inputs.to(dtype) if inputs.is_floating_point() else inputs
+    return model, inputs.to(dtype if inputs.is_floating_point() else None).to(device)
 
 
 def network_in(context: Network, case: str) -> tuple[nn.Module, Any, Tensor]:
@@ -323,18 +415,21 @@ def network_in(context: Network, case: str) -> tuple[nn.Module, Any, Tensor]:
 
 
 def put_into(context: Network, state: Any) -> Any:
-    """The state with scores of the kind and tensors in the layout of a context, trained or not."""
+    """The state in this context: trained or not, with scores of these kinds, in these layouts."""
     with torch.no_grad():
         for tensors in (state.rest, state.buffers) if context.trained else ():
             for tensor in tensors.values():
                 tensor.copy_(1.25 * tensor + 0.0625 if tensor.is_floating_point() else tensor + 1)
-    lie = LAYOUTS[context.layout]
-    scores, weights = (
-        {n: lie(make(t.detach())).requires_grad_(t.requires_grad) for n, t in part.items()}
-        for make, part in ((KINDS[context.kind], state.scores), (lambda t: t, state.weights))
-    )
-    if context.apart:
-        scores = {n: s.detach().float().requires_grad_() for n, s in scores.items()}
+    weights, scores = {}, {}
+    for i, (name, weight) in enumerate(state.weights.items()):
+        lie = LAYOUTS[context.layouts[i % len(context.layouts)]]
+        make = KINDS[context.kinds[i % len(context.kinds)]]
+        drawn = state.scores[name].detach()
+        other = torch.float32 if weight.dtype != torch.float32 else torch.float64
+        drawn = drawn.to(other if context.apart and i % 2 else drawn.dtype)
+        scores[name] = lie(make(drawn)).requires_grad_(not context.through)
+        wanted = context.through or weight.requires_grad
+        weights[name] = lie(weight.detach()).requires_grad_(wanted)
     return state._replace(scores=scores, weights=weights)
 
 
@@ -360,10 +455,10 @@ def oracle_mask(scores: Tensor, density: float) -> Tensor:
     return torch.from_numpy(mask).to(scores.dtype)
 
 
-def close_for(model: nn.Module) -> dict[str, Any]:
-    """Tolerances for what a model computes in its dtypes."""
+def close_for(model: nn.Module, mode: str = "as usual") -> dict[str, Any]:
+    """Tolerances for what a model computes in its dtypes, and in a mode of torch."""
     dtypes = {parameter.dtype for parameter in model.parameters()}
-    if torch.bfloat16 in dtypes:
+    if torch.bfloat16 in dtypes or mode == "autocast":
         return {"rtol": 5e-2, "atol": 5e-2}
     if torch.float32 in dtypes:
         return {"rtol": 1e-3, "atol": 1e-4}
@@ -378,6 +473,11 @@ def same_draws(mode: str = "as usual") -> Iterator[None]:
         yield
 
 
+def assert_alike(model: nn.Module, got: Any, expected: Any, mode: str = "as usual") -> None:
+    """Equal, as far as the dtypes of a model reach."""
+    torch.testing.assert_close(got, expected, **close_for(model, mode))
+
+
 def assert_equals_plain(
     model: nn.Module,
     state: Any,
@@ -386,11 +486,37 @@ def assert_equals_plain(
     plain: nn.Module,
     mode: str = "as usual",
 ) -> None:
-    """Masked output and buffers are those of the plain module."""
+    """Masked output and buffers are those of the plain module; the buffers are the same tensors."""
+    passed = dict(state.buffers)
     with same_draws(mode):
         expected = plain(inputs)
     with same_draws(mode):
         got = pemn.masked_forward(model, *state, inputs, density=density)
-    torch.testing.assert_close(
-        [got, dict(state.buffers)], [expected, dict(plain.named_buffers())], **close_for(model)
-    )
+    assert_alike(model, [got, dict(state.buffers)], [expected, dict(plain.named_buffers())])
+    assert all(buffer is passed[name] for name, buffer in state.buffers.items())
+
+
+def assert_straight_through(
+    model: nn.Module, state: Any, plain: nn.Module, mode: str = "as usual"
+) -> None:
+    """What backward left: scores, weights and rest have the gradients that the plain ones imply.
+
+    The plain module has the masked weights, and a gradient of each. Under autocast those of a tied
+    weight are rounded before they are added, where it is a parameter.
+    """
+    for name, scores in state.scores.items():
+        gradient, weight = plain.get_parameter(name).grad, state.weights[name]
+        assert gradient is not None
+        if scores.requires_grad:
+            straight = gradient * weight.detach() * sign(scores)
+            assert_alike(model, scores.grad, straight.to(scores.dtype), mode)
+        if weight.requires_grad:
+            assert_alike(model, weight.grad, gradient * (plain.get_parameter(name) != 0), mode)
+    for name, tensor in state.rest.items():
+        if tensor.requires_grad:
+            assert_alike(model, tensor.grad, plain.get_parameter(name).grad, mode)
+
+
+def sign(scores: Tensor) -> Tensor:
+    """Of scores, 0 where they are not finite."""
+    return torch.where(scores.isfinite(), scores, 0).detach().sign()

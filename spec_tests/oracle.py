@@ -50,19 +50,18 @@ def giver(shapes: Shapes) -> str:
 
 def fill(values: Sequence[float], shape: Sequence[int]) -> Array:
     """Element i, row by row, takes ``values[i mod L]``."""
-    filled = np.zeros(tuple(shape))
-    for i, position in enumerate(np.ndindex(*shape)):
-        filled[position] = values[i % len(values)]
-    return filled
+    flat = [values[i % len(values)] for i in range(math.prod(shape))]
+    return np.array(flat, dtype=np.float64).reshape(tuple(shape))
 
 
 def mask(scores: Array, density: float) -> Array:
     """1 for the largest |score|; of equals the later ones; NaN as infinite."""
     magnitude = [math.inf if math.isnan(s) else abs(s) for s in scores.ravel().tolist()]
-    ranked = sorted(range(len(magnitude)), key=lambda i: (magnitude[i], i), reverse=True)
-    flat = np.zeros(len(magnitude))
-    for i in ranked[: kept(len(magnitude), density)]:
-        flat[i] = 1.0
+    ranked = sorted(
+        range(len(magnitude)), key=lambda i: magnitude[i]
+    )  # of equals the earlier first
+    flat = np.ones(len(magnitude))
+    flat[ranked[: len(magnitude) - kept(len(magnitude), density)]] = 0.0
     return flat.reshape(scores.shape)
 
 

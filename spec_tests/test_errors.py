@@ -202,7 +202,7 @@ def forward_with(**changes: dict[str, Tensor]) -> Any:
         ),
         (
             lambda: pemn.fill_weights({"all": torch.ones(0)}, SHAPES, pemn.mp),
-            "prototype 'all' must be 1-D, not empty: (0,)",
+            "prototype 'all' must be 1-D and not empty, got shape (0,)",
         ),
         (
             lambda: pemn.maskable_shapes(nn.LazyLinear(3)),
@@ -213,7 +213,7 @@ def forward_with(**changes: dict[str, Tensor]) -> Any:
         (
             lambda: forward_with(buffers={"count": torch.ones(1)}),
             "the buffers do not fit the model (if its forward resizes them, call it once before"
-            " init): count is not known there",
+            " init): count is not expected",
         ),
     ],
 )

@@ -23,16 +23,18 @@ def layers(dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return weights, {name: values.requires_grad_() for name, values in scores.items()}
 
 
+@pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("density", [0.3, 1.0, {"a": 0.1, "b": 0.5, "c": 0.5, "d": 1.0, "e": 0.1}])
 def test_masks_and_gradients_have_the_bits_of_the_reference(
-    dtype: torch.dtype, density: float | dict[str, float]
+    dtype: torch.dtype, density: float | dict[str, float], autocast: bool
 ) -> None:
     weights, scores = layers(dtype)
     upstream = [random_scores(w.shape, 99, dtype) for w in weights.values()]
     results = []
     for make in (pemn.apply_mask, fast.apply_mask):
-        masked = make(weights, scores, density=density)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            masked = make(weights, scores, density=density)
         assert list(masked) == list(weights)
         gradients = torch.autograd.grad([*masked.values()], [*scores.values()], upstream)
         results.append([*masked.values(), *gradients])

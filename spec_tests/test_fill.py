@@ -11,7 +11,6 @@ from spec_tests.draws import (
     DTYPES,
     MODES,
     MORE_THAN_16_BITS,
-    WITH_GRADIENT,
     Drawn,
     Shapes,
     repeated_shape_sets,
@@ -101,13 +100,14 @@ def test_one_layer_shares_by_shape(shapes: Shapes, seed: int) -> None:
 
 @clause("F5")
 @given(shapes=shape_sets, strategy=strategies(), seed=seeds, dtype=st.sampled_from(DTYPES))
-@under(WITH_GRADIENT)
+@under(MODES)
 def test_filled_weights_are_frozen_copies(
     shapes: Shapes, strategy: Drawn, seed: int, dtype: torch.dtype
 ) -> None:
     """Filling cuts the graph, keeps the dtype and copies: changing a weight changes no other."""
     drawn = pemn.make_prototype(shapes, strategy.value, seed=seed)
-    prototype = {g: v.to(dtype).requires_grad_() for g, v in drawn.items()}
+    wanted = torch.is_grad_enabled()
+    prototype = {g: v.to(dtype).requires_grad_(wanted) for g, v in drawn.items()}
     before = {group: values.detach().clone() for group, values in prototype.items()}
     weights = pemn.fill_weights(prototype, shapes, strategy.value)
     for name, weight in weights.items():

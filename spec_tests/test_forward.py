@@ -10,51 +10,58 @@ from hypothesis import given
 from torch import Tensor, nn
 
 from spec_tests.clauses import clause
-from spec_tests.draws import (
-    MODES,
-    Drawn,
-    Network,
-    dtypes,
-    few,
-    networks,
-    random_states,
-    seeds,
-    strategies,
-)
+from spec_tests.draws import MODES, Network, dtypes, few, networks, random_states
 from spec_tests.models import (
     CASES,
     Awkward,
-    Convolutions,
+    Called,
     Renamed,
+    Twice,
+    assert_alike,
     assert_equals_plain,
+    assert_straight_through,
     built,
+    close_for,
     model_in,
     needs,
     network_in,
     plain_of,
     put_into,
+    same_draws,
     untouched,
+    with_copies,
+    with_second_names,
 )
 from spec_tests.subject import pemn
 
 
 @clause("W1")
 @pytest.mark.parametrize("case", sorted(CASES))
-def test_maskable_weights(case: str) -> None:
+@few()
+@given(context=networks)
+def test_maskable_weights(case: str, context: Network) -> None:
     """Maskable are the weights of all convolutions and linears, the classifier too, and attention's
     input projections; tied weights once; all else is rest; in the order of named_parameters().
     """
-    model = built(CASES[case].build, 0)
+    context, expected = context.of(case), CASES[case].maskable
+    model, _ = model_in(context, case)
+    attention, _ = model_in(context, "attention")
+    beside = nn.ModuleList([model, attention])
+    of_both = [f"0.{n}" for n in expected] + [f"1.{n}" for n in CASES["attention"].maskable]
     for mode in MODES.values():
         with mode():
             shapes = pemn.maskable_shapes(model)
-        assert tuple(shapes) == CASES[case].maskable
+            assert list(pemn.maskable_shapes(beside)) == of_both
+        assert tuple(shapes) == expected
     parameters = dict(model.named_parameters())
     assert all(shapes[name] == parameters[name].shape for name in shapes)
-    state = pemn.init(model, pemn.mp, seed=0)
+    state = pemn.init(model, context.strategy.value, seed=context.seed)
     assert set(state.weights) == set(state.scores) == set(shapes)
     assert set(state.rest) == set(parameters) - set(shapes)
     assert set(state.buffers) == {name for name, _ in model.named_buffers()}
+    for mode in MODES.values():
+        with mode():
+            assert tuple(pemn.maskable_shapes(with_second_names(model))) == expected
 
 
 class Own(nn.Conv2d):
@@ -62,17 +69,27 @@ class Own(nn.Conv2d):
 
 
 @clause("W9")
-@pytest.mark.parametrize("train", [True, False])
-def test_maskable_is_what_a_module_is(train: bool) -> None:
+@pytest.mark.parametrize("case", sorted(CASES))
+@few()
+@given(context=networks)
+def test_maskable_is_what_a_module_is(case: str, context: Network) -> None:
     """Convolutions of every kind and padding are maskable, subclasses of the layers too, as is a
     projection that attention uses twice, once; no other weight of two dimensions or more is.
     """
+    context = context.of(case)
+    model, _ = model_in(context, case)
     shared = nn.MultiheadAttention(4, 2, kdim=4, vdim=3)
     shared.k_proj_weight = shared.q_proj_weight
     others = [nn.Embedding(3, 2), nn.LayerNorm((2, 3)), nn.Bilinear(2, 2, 2)]
-    names = ["0.weight", "4.q_proj_weight", "4.v_proj_weight", "4.out_proj.weight"]
-    model = nn.Sequential(Own(1, 1, 1), *others, shared).train(train)
-    assert list(pemn.maskable_shapes(model)) == names
+    alone = nn.Sequential(Own(1, 1, 1), *others).train(context.train)
+    beside = nn.ModuleList([alone, shared, model]).train(context.train)
+    names = ["0.0.weight", "1.q_proj_weight", "1.v_proj_weight", "1.out_proj.weight"]
+    for mode in MODES.values():
+        with mode():
+            assert list(pemn.maskable_shapes(alone)) == ["0.weight"]
+            assert len(pemn.maskable_shapes(shared)) == 3
+            found = list(pemn.maskable_shapes(beside))
+            assert found == names + [f"2.{name}" for name in CASES[case].maskable]
     for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
         for padding in ("zeros", "reflect", "replicate", "circular"):
             assert [*pemn.maskable_shapes(kind(2, 3, 1, padding_mode=padding))] == ["weight"]
@@ -117,7 +134,10 @@ def test_modifies_nothing(case: str, train: bool, context: Network) -> None:
     gradients = [p.requires_grad for p in model.parameters()]
     with untouched(model):
         for _ in range(2):
-            pemn.masked_forward(model, *state, inputs, density=context.density).sum().backward()
+            with MODES[context.mode]():
+                out = pemn.masked_forward(model, *state, inputs, density=context.density)
+            if out.requires_grad:
+                out.sum().backward()
     now: list[Any] = [inputs, *map(dict, state)]
     assert torch.equal(torch.get_rng_state(), random_state)
     torch.testing.assert_close(now[:-1], before[:-1], rtol=0, atol=0)
@@ -139,10 +159,8 @@ def test_init_is_its_parts(case: str, context: Network, dtype: torch.dtype) -> N
     """
     context = context.of(case)
     model = model_in(context, case)[0].to(dtype)
-    # The tensors of inference mode are no leaves to be trained.
-    mode = MODES["autocast" if context.mode == "inference_mode" else context.mode]
     strategy, seed = context.strategy.value, context.seed
-    with mode():
+    with MODES[context.mode_of_init()]():
         shapes = pemn.maskable_shapes(model)
         state = pemn.init(model, strategy, seed=seed)
     assert tuple(shapes) == CASES[case].maskable
@@ -167,12 +185,16 @@ def test_init_is_its_parts(case: str, context: Network, dtype: torch.dtype) -> N
         assert state.buffers[name].data_ptr() != buffer.data_ptr()
 
 
-def weights_trained(state: Any) -> Any:
-    """The state with weights that want a gradient, and scores that do not."""
-    return state._replace(
-        weights={n: w.requires_grad_() for n, w in state.weights.items()},
-        scores={n: s.detach() for n, s in state.scores.items()},
-    )
+def assert_materialized(context: Network, model: nn.Module, state: Any) -> Any:
+    """The state_dict is that of the plain module, and free of gradients. Returns both."""
+    expected = dict(plain_of(model, state, context.density).state_dict())
+    for mode in (MODES[context.mode], MODES["autocast"]):
+        with mode():
+            dense = pemn.materialize(model, state, density=context.density)
+        assert not any(isinstance(t, Tensor) and t.requires_grad for t in dense.values())
+        assert list(dense) == list(expected)
+        torch.testing.assert_close(dense, expected, rtol=0, atol=0)
+    return dense, expected
 
 
 @clause("W5")
@@ -184,15 +206,9 @@ def test_materialize(case: str, context: Network, dtype: torch.dtype) -> None:
     keys, tied names too, values and dtypes; it is free of the state's memory and of gradients.
     """
     context = context.of(case).finite()._replace(dtype=dtype)
-    model, _ = model_in(context, case)
+    model = with_second_names(model_in(context, case)[0])
     state = put_into(context, pemn.init(model, context.strategy.value, seed=context.seed))
-    state = weights_trained(state) if context.frozen else state
-    expected = dict(plain_of(model, state, context.density).state_dict())
-    for mode in (MODES[context.mode], MODES["autocast"]):
-        with mode():
-            dense = pemn.materialize(model, state, density=context.density)
-        assert not any(t.requires_grad for t in dense.values())
-        torch.testing.assert_close(dense, expected, rtol=0, atol=0)
+    dense, expected = assert_materialized(context, model, state)
     for tensors in state:
         for tensor in tensors.values():
             tensor.detach().zero_()
@@ -200,80 +216,85 @@ def test_materialize(case: str, context: Network, dtype: torch.dtype) -> None:
 
 
 @clause("W6")
-def test_arguments_reach_the_model() -> None:
+@pytest.mark.parametrize("case", sorted(CASES))
+@few()
+@given(context=networks)
+def test_arguments_reach_the_model(case: str, context: Network) -> None:
     """Positional and keyword arguments, of whatever name but density, are those of the model's
     forward; so is what it returns, once its hooks have seen it, and its gradient.
     """
-
-    class Scaled(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.linear = nn.Linear(3, 2)
-
-        def forward(self, x: Tensor, y: Tensor, **by: float) -> dict[str, Any]:
-            return {"out": self.linear(x + y) * by.get("weights", 1.0), "by": by}
-
-    model = built(Scaled, 0)
-    model.register_forward_hook(lambda part, given, output: {**output, "out": output["out"] + 1})
-    model.register_forward_pre_hook(lambda part, given: (given[0], 2 * given[1]))
-    state = pemn.init(model, pemn.mp, seed=0)
-    x, y = torch.ones(1, 3), torch.tensor([[1.0, 2.0, 3.0]])
+    context = context.of(case)
+    part, x = model_in(context, case)
+    needs(part, x)
+    model = Called(part).train(context.train)
+    state = put_into(context, pemn.init(model, context.strategy.value, seed=context.seed))
+    y = torch.full_like(x, 0.5) if x.is_floating_point() else torch.zeros_like(x)
     names = ("weights", "scores", "rest", "buffers", "model", "state", "inputs", "kwargs", "strict")
     by = {name: float(i) for i, name in enumerate(names, start=2)}
-    got = pemn.masked_forward(model, *state, x, y, density=0.5, **by)
-    plain = plain_of(model, state, 0.5)
-    expected = plain(x, y, **by)
-    torch.testing.assert_close(got, expected)
-    got["out"].sum().backward()
-    expected["out"].sum().backward()
-    scores, gradient = state.scores["linear.weight"], plain.get_parameter("linear.weight").grad
-    straight = gradient * state.weights["linear.weight"] * scores.detach().sign()
-    torch.testing.assert_close(scores.grad, straight)
+    plain = plain_of(model, state, context.density).requires_grad_()
+    for mode in ("as usual", context.mode):
+        with same_draws(mode):
+            got = pemn.masked_forward(model, *state, x, y, density=context.density, **by)
+        with same_draws(mode):
+            expected = plain(x, y, **by)
+        torch.testing.assert_close(got, expected, **close_for(model))
+        assert_alike(model, dict(state.buffers), dict(plain.named_buffers()))
+        if mode == "as usual":
+            got["out"].square().mean().backward()
+            expected["out"].square().mean().backward()
+            assert_straight_through(model, state, plain)
 
 
 @clause("W7", "SHOULD")
+@pytest.mark.parametrize("case", sorted(CASES))
 @few()
-@given(strategy=strategies(), seed=seeds)
-def test_memory_format_and_frozen_rest(strategy: Drawn, seed: int) -> None:
+@given(context=networks, dtype=dtypes)
+def test_memory_format_and_frozen_rest(case: str, context: Network, dtype: torch.dtype) -> None:
     """init keeps a model's memory format, and frozen what was frozen of the rest; the scores are
     trained, even those of a frozen weight.
     """
-    model = built(Convolutions, 0)
-    model.stem.to(memory_format=torch.channels_last)
-    model.norm.requires_grad_(False)
-    model.stem.requires_grad_(False)
-    state = pemn.init(model, strategy.value, seed=seed)
-    assert state.scores["stem.weight"].requires_grad
-    for part in (state.weights, state.scores):
-        assert part["stem.weight"].is_contiguous(memory_format=torch.channels_last)
-        assert not part["stem.weight"].is_contiguous()
-    assert not state.rest["norm.weight"].requires_grad
-    assert state.rest["norm_last.weight"].requires_grad
+    context = context.of(case)._replace(dtype=dtype)
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    model, _ = model_in(context, case)
+    for own in model.parameters():
+        if own.ndim in formats:
+            own.data = own.data.contiguous(memory_format=formats[own.ndim])
+    with MODES[context.mode_of_init()]():
+        state = pemn.init(model, context.strategy.value, seed=context.seed)
+    for name, scores in state.scores.items():
+        assert scores.requires_grad
+        if scores.ndim in formats:
+            for tensor in (scores, state.weights[name]):
+                assert tensor.is_contiguous(memory_format=formats[scores.ndim])
+    for name, tensor in state.rest.items():
+        assert tensor.requires_grad == model.get_parameter(name).requires_grad
+
+
+HOOKED = {
+    "awkward": Awkward,
+    "other names": lambda: Renamed(copied=False),
+    "other names for copies": lambda: Renamed(copied=True),
+}
 
 
 @clause("W8", "SHOULD")
-def test_materialize_goes_by_name() -> None:
+@pytest.mark.parametrize("case", sorted([*CASES, *HOOKED]))
+@few()
+@given(context=networks)
+def test_materialize_goes_by_name(case: str, context: Network) -> None:
     """A model whose state_dict is made of copies, or has other names, as hooks and wrappers do, or
     has extra state, is materialised too, tied tensors under each name, the extra state as it is.
     """
-    model = built(Awkward, 0)
-    state = pemn.init(model, pemn.mp, seed=0)
-    state.buffers["norm.running_mean"] += 1  # not the model's own any more
-    dense = pemn.materialize(model, state, density=0.5)
-    masked = pemn.apply_mask(state.weights, state.scores, density=0.5)
-    expected = {**masked, **state.rest, **state.buffers}
-    expected |= {"again.weight": masked["in/out.weight"]}
-    expected |= {"norm.twin": state.buffers["norm.running_mean"]}
-    assert list(dense) == list(model.state_dict())
-    assert all(torch.equal(dense[name], expected[name]) for name in expected)
-    model.load_state_dict(dense)
-    for copied in (False, True):
-        model = built(lambda: Renamed(copied), 0)  # noqa: B023
-        state = pemn.init(model, pemn.mp, seed=0)
-        dense = pemn.materialize(model, state, density=0.5)
-        masked = pemn.apply_mask(state.weights, state.scores, density=0.5)
-        assert list(dense) == ["weight", "bias"]
-        assert torch.equal(dense["weight"], masked["wrapped.weight"])
+    context = context.of(case).finite()
+    model = (
+        built(HOOKED[case], 0)
+        if case in HOOKED
+        else with_copies(with_second_names(model_in(context, case)[0]))
+    )
+    state = put_into(context, pemn.init(model, context.strategy.value, seed=context.seed))
+    dense, _ = assert_materialized(context, model, state)
+    if not case.startswith("other names"):
+        model.load_state_dict(dense)
 
 
 @clause("W10")
@@ -288,11 +309,13 @@ def test_init_and_materialize_modify_nothing(case: str, context: Network) -> Non
     with untouched(model), torch.random.fork_rng(devices=[]):
         torch.rand(1)  # so that it is not as any seed has it
         random = random_states()
-        state = put_into(context, pemn.init(model, context.strategy.value, seed=context.seed))
-        state = weights_trained(state) if context.frozen else state
+        with MODES[context.mode_of_init()]():
+            state = pemn.init(model, context.strategy.value, seed=context.seed)
+        assert random_states() == random
+        state = put_into(context, state)
         parts = copy.deepcopy([*map(dict, state)])
-        with MODES[context.mode]():
-            for _ in range(2):
+        for mode in (MODES[context.mode], MODES["autocast"]):
+            with mode():
                 pemn.materialize(model, state, density=context.density)
         assert random_states() == random
     torch.testing.assert_close([*map(dict, state)], parts, rtol=0, atol=0)
@@ -364,51 +387,66 @@ HELD = {
 
 
 @clause("W11")
-@pytest.mark.parametrize("shape", HELD)
-@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("case", sorted([*HELD, *CASES]))
 @few()
 @given(context=networks)
-def test_model_holds_the_same_objects(shape: str, train: bool, context: Network) -> None:
+def test_model_holds_the_same_objects(case: str, context: Network) -> None:
     """Every attribute of the model holds the same tensor afterwards, also where a module or tensor
     has several names, forward sets a buffer that was None, or forward raises; a second call works.
     """
-    context, density = context.of(shape).finite(), context.density
-    model = built(HELD[shape], 0).double().train(train)
+    context, density = context.of(case).finite(), context.density
+    if case in HELD:
+        model = built(HELD[case], 0).double().train(context.train)
+        inputs = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(3, 4)
+        modes = (context.mode, "autocast")
+    else:
+        model, inputs = model_in(context, case)
+        needs(model, inputs)
+        model = Twice(model).train(context.train)
+        modes = (context.mode, "as usual")
     state = put_into(context, pemn.init(model, context.strategy.value, seed=context.seed))
-    inputs = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(3, 4)
     with untouched(model):
-        for _ in range(2):
-            pemn.masked_forward(model, *state, inputs, density=density).sum().backward()
-        with pytest.raises(RuntimeError):
-            pemn.masked_forward(model, *state, inputs[:, 1:], density=density)
+        for mode in map(MODES.__getitem__, modes):
+            with mode():
+                out = pemn.masked_forward(model, *state, inputs, density=density)
+            if out.requires_grad:
+                out.sum().backward()
+            with mode(), pytest.raises(TypeError):
+                pemn.masked_forward(model, *state, inputs, inputs, density=density)
         pemn.materialize(model, state, density=density)
 
 
 @clause("W12", "SHOULD")
 @pytest.mark.parametrize("case", sorted(c for c in CASES if len(CASES[c].maskable) > 1))
-def test_layers_left_out(case: str) -> None:
+@few()
+@given(context=networks)
+def test_layers_left_out(case: str, context: Network) -> None:
     """init masks the shapes that it is given, a part of the model's, filled as alone in it; all
     other parameters are rest, which runs, trains and is materialised; other shapes are refused.
     """
-    model, inputs = (
-        built(CASES[case].build, 0),
-        CASES[case].inputs(torch.Generator().manual_seed(0)),
-    )
+    context = context.of(case)
+    model, inputs = model_in(context, case)
     needs(model, inputs)
-    shapes = pemn.maskable_shapes(model)
+    shapes, seed, strategy = pemn.maskable_shapes(model), context.seed, context.strategy.value
     largest = max(shapes, key=lambda name: shapes[name].numel())
-    some = {name: shapes[name] for name in reversed(shapes) if name != largest}
-    state = pemn.init(model, pemn.rp(0.1), seed=3, shapes=some)
+    # What the prototype of the others depends on, if anything does.
+    out = largest if context.strategy.name in ("mp", "rp") else next(iter(shapes))
+    some = {name: shapes[name] for name in reversed(shapes) if name != out}
+    with MODES[context.mode_of_init()]():
+        state = pemn.init(model, strategy, seed=seed, shapes=some)
     assert list(state.weights) == list(state.scores) == [name for name in shapes if name in some]
     assert set(state.rest) == {name for name, _ in model.named_parameters()} - set(some)
-    assert torch.equal(state.rest[largest], model.get_parameter(largest))
+    assert torch.equal(state.rest[out], model.get_parameter(out))
     in_order = {name: shapes[name] for name in shapes if name in some}
-    prototype = pemn.make_prototype(in_order, pemn.rp(0.1), seed=3)
-    filled = pemn.fill_weights(prototype, in_order, pemn.rp(0.1))
-    assert all(torch.equal(state.weights[name], filled[name]) for name in some)
-    assert_equals_plain(model, state, inputs, 0.5, plain_of(model, state, 0.5))
+    filled = pemn.fill_weights(
+        pemn.make_prototype(in_order, strategy, seed=seed), in_order, strategy
+    )
+    assert all(torch.equal(w, filled[n].to(w.dtype)) for n, w in state.weights.items())
+    state = put_into(context, state)
+    plain = plain_of(model, state, context.density)
+    assert_equals_plain(model, state, inputs, context.density, plain, context.mode)
     pemn.masked_forward(model, *state, inputs, density=0.5).square().sum().backward()
-    assert state.rest[largest].grad is not None
-    for wrong in ({**some, "other.weight": (2, 2)}, {**some, largest: (1, 1)}):
+    assert (state.rest[out].grad is not None) == state.rest[out].requires_grad
+    for wrong in ({**some, "other.weight": (2, 2)}, {**some, out: (1, 1)}):
         with pytest.raises(ValueError, match=re.escape([*wrong][-1])):
-            pemn.init(model, pemn.mp, seed=0, shapes=wrong)
+            pemn.init(model, strategy, seed=seed, shapes=wrong)

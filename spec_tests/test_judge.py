@@ -75,7 +75,7 @@ def test_failures_and_report(judge: Any) -> None:
     result.stdout.fnmatch_lines(
         [
             "M1 * failed *",
-            "     failed: test_kept_count: numel=10, density=0.9",
+            "     failed: test_kept_count: drawn=(10, 0.9)",
             "M9 * failed *",
             "     failed: half 0.1 has no score_mask",
             "clauses: 0 passed, 2 failed, 0 known, 0 skipped",
@@ -86,7 +86,7 @@ def test_failures_and_report(judge: Any) -> None:
     assert report["specification"] == SPECIFICATION
     rows = {row["clause"]: row for row in report["clauses"]}
     assert rows["M1"]["status"] == "failed"
-    assert rows["M1"]["failing"].count("numel=10,") == 1  # the example
+    assert rows["M1"]["failing"].count("drawn=(10, 0.9)") == 1  # the example
     assert rows["M9"]["failing"] == "half 0.1 has no score_mask"
     assert rows["M9"]["examples"] == 1  # no search for a smaller one: M9 would try 12
     assert rows["F1"]["status"] == "not run"
@@ -114,7 +114,7 @@ def test_a_clause_that_does_not_end_is_named(pytester: pytest.Pytester) -> None:
     with judging(subject.implementation):
         result = pytester.runpytest_inprocess(*options, SUITE / "test_mask.py")
     result.stdout.fnmatch_lines(
-        ["M1 * failed *", "     failed: M1 did not end *, with numel=10000, density=0.07"]
+        ["M1 * failed *", "     failed: M1 did not end *, with drawn=(10000, 0.07)"]
     )
 
 
@@ -139,7 +139,7 @@ def test_known_failures(judge: Any) -> None:
         for row in json.loads(Path("report.json").read_text(encoding="utf-8"))["clauses"]
     }
     assert (rows["M1"]["status"], rows["M1"]["known"]) == ("known", "keeps all")
-    assert "numel=10," in rows["M1"]["failing"]
+    assert "drawn=(10, 0.9)" in rows["M1"]["failing"]
     result.assert_outcomes(xfailed=1)
     assert judge("--clause=M1", "--known=known", "--runxfail").ret == pytest.ExitCode.TESTS_FAILED
 

@@ -13,27 +13,26 @@ from torch import Tensor
 from spec_tests import oracle
 from spec_tests.clauses import clause
 from spec_tests.draws import (
-    DTYPES,
     KINDS,
     LAYOUTS,
     MODES,
     MORE_THAN_16_BITS,
-    OF_LAYERS,
-    Shapes,
+    Layers,
     dtypes,
     fractions,
     kinds,
     layers,
-    layouts,
+    many_layers,
     or_fixed,
     plain_values,
     random_scores,
     score_tensors,
     seeds,
-    shape_sets,
+    special,
     special_values,
     tied_values,
     under,
+    whole,
 )
 from spec_tests.subject import pemn
 
@@ -67,21 +66,19 @@ def assert_keeps_largest(scores: Tensor, density: float) -> None:
 
 
 @clause("M1")
-@given(
-    numel=st.one_of(st.integers(1, 10**8), st.integers(1, 10**5).map(lambda k: 1000 * k)),
-    density=fractions,
-)
-@example(10_000, 0.07)
-@example(10**6, 0.29)
-@example(*TRUNCATED[0])
-@example(*TRUNCATED[1])
-@example(*TRUNCATED[2])
-@example(*TRUNCATED[3])
-@example(*TRUNCATED[4])
-@example(*TRUNCATED[5])
+@given(drawn=st.one_of(st.tuples(st.integers(1, 10**8), fractions), whole))
+@example((10_000, 0.07))
+@example((10**6, 0.29))
+@example(TRUNCATED[0])
+@example(TRUNCATED[1])
+@example(TRUNCATED[2])
+@example(TRUNCATED[3])
+@example(TRUNCATED[4])
+@example(TRUNCATED[5])
 @under(MODES, every=True)
-def test_kept_count(numel: int, density: float) -> None:
+def test_kept_count(drawn: tuple[int, float]) -> None:
     """Kept are ceil(density * n), the density rounded to 12 decimals, and at least one."""
+    numel, density = drawn
     assert pemn.kept(numel, density) == oracle.kept(numel, density)
 
 
@@ -129,7 +126,10 @@ def test_ties_drop_the_earlier(scores: Tensor, density: float) -> None:
 
 
 @clause("M5", "SHOULD")
-@given(scores=score_tensors(special_values), density=fractions)
+@given(
+    scores=st.one_of(score_tensors(special_values), layers(of={"special": special})),
+    density=fractions,
+)
 @example(torch.tensor([[math.nan, math.inf, 1.0, -math.inf]]), 0.5)
 @example(torch.tensor([5e-324, 1e-323, 0.0, 0.0], dtype=torch.float64), 0.5)
 @example(torch.tensor([1e-45, 3e-45, 0.0, 0.0]), 0.25)
@@ -177,40 +177,20 @@ def test_mask_of_a_mask(scores: Tensor, density: float) -> None:
 
 
 @clause("M8")
-@given(
-    shapes=shape_sets,
-    seed=seeds,
-    density=fractions,
-    dtype=st.sampled_from(DTYPES),
-    of=st.sampled_from(DTYPES[::-1]),
-    kind=kinds,
-    layout=layouts,
-)
-@under(OF_LAYERS)
-def test_masks_are_per_layer(
-    shapes: Shapes,
-    seed: int,
-    density: float,
-    dtype: torch.dtype,
-    of: torch.dtype,
-    kind: str,
-    layout: str,
-) -> None:
+@given(layers=many_layers(), density=fractions)
+@under(MODES)
+def test_masks_are_per_layer(layers: Layers, density: float) -> None:
     """apply_mask multiplies each weight by the mask of its own scores: each layer keeps its share,
     however large the scores of another; dtype and shape stay the weight's, not the scores'.
     """
-    weights, scores = {}, {}
-    for i, (name, size) in enumerate(shapes.items()):
-        weights[name] = random_scores(size, seed + i, dtype)
-        layer = KINDS[kind](random_scores(size, seed + len(shapes) + i, of))
-        scores[name] = LAYOUTS[layout](layer * 10 ** min(i, 4))
+    weights, scores = layers
     for part in (density, 1 - density / 2, density):
         masked = pemn.apply_mask(weights, scores, density=part)
-        assert set(masked) == set(shapes)
+        assert set(masked) == set(weights)
         for name, weight in weights.items():
             mask = torch.from_numpy(oracle.mask(scores[name].double().numpy(), part))
-            assert masked[name].dtype == dtype
-            assert torch.equal(masked[name], weight * mask.to(dtype))
+            assert masked[name].dtype == weight.dtype
+            assert torch.equal(masked[name], weight * mask.to(weight.dtype))
 
 
 @clause("M9")
@@ -232,18 +212,19 @@ def test_mask_follows_the_scores(scores: Tensor, density: float) -> None:
 
 
 @clause("M10", "SHOULD")
-@given(shapes=shape_sets, drawn=st.lists(fractions, min_size=6, max_size=6), seed=seeds)
-def test_density_of_each_layer(shapes: Shapes, drawn: list[float], seed: int) -> None:
+@given(layers=many_layers(), drawn=st.lists(fractions, min_size=6, max_size=6))
+@under(MODES)
+def test_density_of_each_layer(layers: Layers, drawn: list[float]) -> None:
     """A density for each layer, by name and in any order, is that of its mask; one that lacks a
     layer or names another is refused, and the layer named.
     """
-    density = dict(zip(reversed(shapes), cycle(drawn), strict=False))
-    weights = {name: torch.ones(shape) for name, shape in shapes.items()}
-    scores = {name: random_scores(shape, seed) for name, shape in shapes.items()}
+    weights, scores = layers
+    density = dict(zip(reversed(weights), cycle(drawn), strict=False))
     masked = pemn.apply_mask(weights, scores, density=density)
     assert list(masked) == list(weights)
-    for name, mask in masked.items():
-        assert torch.equal(mask, pemn.score_mask(scores[name], density=density[name]))
+    for name, weight in weights.items():
+        mask = pemn.score_mask(scores[name], density=density[name])
+        assert torch.equal(masked[name], weight * mask.to(weight.dtype))
     for wrong in ({n: density[n] for n in [*density][1:]}, {**density, "other.weight": 0.5}):
         named = next(iter(density)) if "other.weight" not in wrong else "other.weight"
         with pytest.raises(ValueError, match=re.escape(named)):

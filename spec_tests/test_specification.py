@@ -16,12 +16,12 @@ CORE = Path(__file__).parent / "vectors" / "core.json"
 
 def test_what_is_generated_is_current() -> None:
     pytest.importorskip("torchvision")  # one clause needs it
-    from spec_tests.document import documented, key
+    from spec_tests.document import documented
     from spec_tests.gallery import GALLERY
 
     for path, content in documented().items():
         assert path.read_bytes() == content, f"{path.name}: run python -m spec_tests document"
-    assert len({key(mistake) for mistake in GALLERY}) == len(GALLERY)
+    assert len({mistake.named for mistake in GALLERY}) == len(GALLERY)
 
 
 def test_core_vectors() -> None:

@@ -11,6 +11,7 @@ from spec_tests.draws import (
     MODES,
     Drawn,
     Shapes,
+    default_dtype,
     fractions,
     repeated_shape_sets,
     shape_sets,
@@ -92,11 +93,13 @@ def test_monotone(shapes: Shapes, ratios: tuple[float, float], extra: int) -> No
 
 @clause("S4")
 @given(case=st.sampled_from(sorted(CASES)), strategy=strategies())
+@under(MODES)
 def test_whole_model_accounting(case: str, strategy: Drawn) -> None:
     """The whole model counts masks, prototypes and every other stored tensor at its own width, on
     both sides: the sum over the real tensors.
     """
-    model = built(CASES[case].build, 0)
+    with default_dtype(torch.float32):
+        model = built(CASES[case].build, 0)
     tensors = dict(model.state_dict())
     weights = {name: tensors[name] for name in CASES[case].maskable}
     maskable = {id(p) for name, p in model.named_parameters() if name in weights}
@@ -118,23 +121,27 @@ def test_whole_model_accounting(case: str, strategy: Drawn) -> None:
 
 
 @clause("S5")
-@given(dtype=st.sampled_from([torch.int8, torch.int64, torch.float16, torch.float64, torch.bool]))
+@given(
+    dtype=st.sampled_from([torch.int8, torch.int64, torch.float16, torch.float64, torch.bool]),
+    shapes=shape_sets,
+    drawn=strategies(),
+)
 @under(MODES)
-def test_others_count_at_their_width(dtype: torch.dtype) -> None:
+def test_others_count_at_their_width(dtype: torch.dtype, shapes: Shapes, drawn: Drawn) -> None:
     """A buffer of any dtype costs its own width, in the masked and in the dense model."""
-    shapes = {"fc.weight": torch.Size([4, 5])}
-    other = torch.zeros(3, 7, dtype=dtype)
-    bare, with_other = pemn.storage(shapes, pemn.mp), pemn.storage(shapes, pemn.mp, [other])
+    other, strategy = torch.zeros(3, 7, dtype=dtype), drawn.value
+    bare, with_other = pemn.storage(shapes, strategy), pemn.storage(shapes, strategy, [other])
     width = 8 * other.element_size()
     assert with_other.bits - bare.bits == with_other.dense_bits - bare.dense_bits == 21 * width
 
 
 @clause("S6", "SHOULD")
-def test_whole_model_is_not_known_from_shapes() -> None:
+@given(shapes=shape_sets, strategy=strategies())
+@under(MODES)
+def test_whole_model_is_not_known_from_shapes(shapes: Shapes, strategy: Drawn) -> None:
     """Without the other tensors nothing is said of the whole model; with none at all it is what the
     paper counts.
     """
-    shapes = {"fc.weight": torch.Size([4, 5])}
-    assert pemn.storage(shapes, pemn.mp).whole is None
-    cost = pemn.storage(shapes, pemn.mp, [])
+    assert pemn.storage(shapes, strategy.value).whole is None
+    cost = pemn.storage(shapes, strategy.value, [])
     assert cost.whole == pytest.approx(cost.paper, abs=1e-12)

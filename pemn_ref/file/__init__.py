@@ -1,8 +1,8 @@
 """The compressed model on disk: a bit for every weight, the prototypes by value, and the rest.
 
 FORMAT.md in this folder describes the bytes: a safetensors file, written and read here with torch
-alone. A file with any other header than a writer would make, or another checksum, is a
-:class:`FileError`. ``import pemn_ref`` does not import this package.
+alone. A file whose header is not exactly what a writer would make, or whose checksum is wrong,
+raises :class:`FileError`. ``import pemn_ref`` does not import this package.
 """
 
 from pemn_ref.file.bits import pack, unpack

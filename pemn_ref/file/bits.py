@@ -9,18 +9,18 @@ from pemn_ref.checks import each_density
 from pemn_ref.file.header import Info, need
 from pemn_ref.masks import kept
 
-# Eight bools are eight bytes of 0 or 1. Taken as one (little-endian) integer, the product with this
-# one brings byte k to bit 56 + k; no other two of its summands meet, so that none carries.
+# Eight bools are eight bytes of 0 or 1. Read as one (little-endian) integer and multiplied by this
+# one, byte k lands in bit 56 + k. No two terms of the product share a bit, so nothing carries.
 GATHER = sum(1 << (56 - 7 * k) for k in range(8))
-# Of every byte: its eight bools as one integer, and how many are true.
+# For every byte: its eight bools as one integer, and how many are true.
 BITS = (torch.arange(256, device="cpu")[:, None] >> torch.arange(8, device="cpu")) % 2 == 1
 SPREAD, ONES = BITS.view(torch.int64).flatten(), BITS.sum(1)
 
 
 def pack(mask: Tensor) -> Tensor:
-    """Eight values a byte (our format): uint8 of shape ``(n,)`` from bools of shape ``(8 n,)``.
+    """Pack eight values into a byte (our format): bools ``(8 n,)`` to uint8 ``(n,)``.
 
-    Value i is bit ``i mod 8``, the least significant being bit 0, of byte ``i // 8``.
+    Value i becomes bit ``i mod 8`` of byte ``i // 8``; bit 0 is the least significant.
 
     >>> pack(torch.tensor([True, False, True] + 5 * [False]))
     tensor([5], dtype=torch.uint8)
@@ -29,7 +29,7 @@ def pack(mask: Tensor) -> Tensor:
 
 
 def unpack(packed: Tensor) -> Tensor:
-    """The bits of every byte (our format): bools of shape ``(8 n,)`` from uint8 of shape ``(n,)``.
+    """Unpack the bits of every byte (our format): uint8 ``(n,)`` to bools ``(8 n,)``.
 
     >>> unpack(torch.tensor([5], dtype=torch.uint8)).int()
     tensor([1, 0, 1, 0, 0, 0, 0, 0], dtype=torch.int32)
@@ -38,18 +38,18 @@ def unpack(packed: Tensor) -> Tensor:
 
 
 def pack_masks(masks: Iterable[Tensor]) -> Tensor:
-    """All masks, of 0 and 1, as one stream: uint8 on the CPU, the last bits 0."""
+    """All masks, of 0 and 1, as one stream: uint8 on the CPU, padded with zero bits."""
     bools = [mask.flatten().bool().cpu() for mask in masks]
     spare = -sum(map(len, bools)) % 8
     return pack(torch.cat([*bools, torch.zeros(spare, dtype=torch.bool, device="cpu")]))
 
 
 def unpack_masks(info: Info, packed: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Name and mask of one layer after the other, as uint8: bools become floats more slowly.
+    """Name and mask of one layer after the other; uint8, since bools become floats more slowly.
 
     Raises:
-        ValueError: if a mask keeps more or fewer weights than the density says, or a bit is set
-            after the last.
+        ValueError: if a mask does not keep as many weights as the density says, or a padding bit
+            is set.
     """
     start, each = 0, each_density(info.density, info.shapes)
     for name, shape in info.shapes.items():
@@ -61,4 +61,4 @@ def unpack_masks(info: Info, packed: Tensor) -> Iterator[tuple[str, Tensor]]:
         need(ones == number, f"the mask of {name} keeps {ones} weights, not {number}")
         yield name, mask.view(torch.uint8).reshape(shape)
         start = end
-    need(not after.any(), "bits are set after the last mask")
+    need(not after.any(), "padding bits after the last mask are set")

@@ -1,6 +1,6 @@
-"""What a file holds, and the header that says so, made and read.
+"""What a file holds, and its header: how it is made and read.
 
-A reader builds anew, from what it understood, the header that a writer would have made.
+A reader rebuilds, from what it understood, the header a writer would have made, and compares.
 """
 
 import hashlib
@@ -17,8 +17,8 @@ from torch import Tensor
 from pemn_ref.checks import Density, check_fraction, each_density
 from pemn_ref.prototype import Strategy, prototype_groups
 
-VERSIONS = (1, 2)  # of one density for all weights, and of one for each
-# In the order in which a file holds them: the widest first, so that every value is aligned.
+VERSIONS = (1, 2)  # one density for all weights; one for each
+# In the order of a file: the widest first, so that every value is aligned.
 DTYPES = {
     "I64": torch.int64,
     "F64": torch.float64,
@@ -32,14 +32,14 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 ORDER = [*DTYPES.values()]
-MAX_HEADER = 100_000_000  # bytes, as in safetensors: memory asked for on the word of the file alone
-MAX_DIMENSIONS = 64  # as torch and numpy have them
+MAX_HEADER = 100_000_000  # bytes, as in safetensors: a reader allocates them before it can check
+MAX_DIMENSIONS = 64  # the limit of torch and numpy
 
 
 class Info(NamedTuple):
-    """What a file says of itself (our format), as ``inspect`` and ``load`` return it.
+    """What a file says about itself (our format); ``inspect`` and ``load`` return it.
 
-    Its tensors are on the device ``meta``: they have shapes and dtypes, those of the file, and no
+    Its tensors are on the device ``meta``: they have the shapes and dtypes in the file, and no
     values.
 
     >>> import pathlib, tempfile
@@ -56,13 +56,13 @@ class Info(NamedTuple):
     strategy: Strategy
     density: Density
     shapes: dict[str, torch.Size]
-    """Of the masked weights, in the order of their masks."""
+    """Shapes of the masked weights, in the order of their masks."""
     prototype: dict[str, Tensor]
     rest: dict[str, Tensor]
     buffers: dict[str, Tensor]
     """The persistent ones."""
     tied: dict[str, str]
-    """Second name of a tensor -> the name that it is stored under."""
+    """Second name of a tied tensor -> the name under which it is stored."""
     tag: str
     sha256: str
 
@@ -74,25 +74,25 @@ def need(condition: bool, otherwise: str) -> None:
 
 
 def stored_tensors(info: Info, masks: Tensor) -> dict[str, Tensor]:
-    """All tensors of a file in their order."""
+    """All tensors of a file, in the order of the file."""
     parts = {"prototype": info.prototype, "rest": info.rest, "buffers": info.buffers}
     tensors = {f"{part}/{n}": tensor for part in parts for n, tensor in parts[part].items()}
     for name, tensor in tensors.items():
         known = tensor.dtype in ORDER
-        need(known, f"{name} has dtype {tensor.dtype}: not one of {[*DTYPES]}")
+        need(known, f"{name} has dtype {tensor.dtype}, a file only has {', '.join(DTYPES)}")
         floating = tensor.is_floating_point() or not name.startswith("prototype/")
-        need(floating, f"{name} has dtype {tensor.dtype}: a prototype is of floats")
+        need(floating, f"{name} has dtype {tensor.dtype}: a prototype must be floating-point")
         area = math.prod(size or 1 for size in tensor.shape) * tensor.itemsize
-        need(area < 2**63, f"{name} is too large")  # also where it has a 0
+        need(area < 2**63, f"{name} is too large: {tuple(tensor.shape)}")  # even where a size is 0
     tensors["masks"] = masks
     for name, shape in [*info.shapes.items(), *((n, t.shape) for n, t in tensors.items())]:
         fits = len(shape) <= MAX_DIMENSIONS
-        need(fits, f"{name} has {len(shape)} dimensions, more than {MAX_DIMENSIONS}")
+        need(fits, f"{name} has {len(shape)} dimensions, a file allows {MAX_DIMENSIONS}")
     return dict(sorted(tensors.items(), key=lambda item: (ORDER.index(item[1].dtype), item[0])))
 
 
 def without_values(info: Info) -> dict[str, Tensor]:
-    """The same on the device ``meta``, masks included."""
+    """The same tensors, masks included, on the device ``meta``."""
     weights = sum(shape.numel() for shape in info.shapes.values())
     whole_bytes = (weights + 7) // 8
     return stored_tensors(info, torch.empty(whole_bytes, dtype=torch.uint8, device="meta"))
@@ -109,7 +109,7 @@ def _json(value: object) -> str:
 
 
 def make_header(info: Info) -> bytes:
-    """The beginning of the file, up to the first byte of a tensor."""
+    """The beginning of a file, up to the first byte of a tensor."""
     each = {name: float(value) for name, value in each_density(info.density, info.shapes).items()}
     one = not isinstance(info.density, Mapping)
     metadata = {
@@ -135,12 +135,12 @@ def make_header(info: Info) -> bytes:
 
 
 def check_length(length: int) -> None:
-    """A header is not longer than the format allows."""
-    need(length <= MAX_HEADER, f"a header of {length} bytes, more than {MAX_HEADER}")
+    """A header is no longer than the format allows."""
+    need(length <= MAX_HEADER, f"the header has {length} bytes, a file allows {MAX_HEADER}")
 
 
 def checksum_of(info: Info, data: bytearray) -> str:
-    """The checksum of a file: with zeros where it will stand."""
+    """The checksum of a file, computed with zeros in its own place."""
     checksum = hashlib.sha256(make_header(info._replace(sha256=64 * "0")))
     checksum.update(data)
     return checksum.hexdigest()
@@ -149,7 +149,7 @@ def checksum_of(info: Info, data: bytearray) -> str:
 def _object(text: str) -> dict[str, Any]:
     value: dict[str, Any] = json.loads(text)
     kind = type(value).__name__
-    need(isinstance(value, dict), f"the header has a JSON {kind} where an object belongs")
+    need(isinstance(value, dict), f"the header has a JSON {kind} where it needs an object")
     return value
 
 
@@ -160,7 +160,7 @@ def _density(said: Any) -> Density:
 
 
 def read_header(file: BinaryIO) -> Info:
-    """What the header at the beginning of the file says, once it is the header of exactly that."""
+    """What the header says; refused unless a writer would have made exactly this header."""
     size = os.fstat(file.fileno()).st_size
     length = int.from_bytes(file.read(8), "little")
     need(8 + length <= size, f"the header would end at byte {8 + length} of {size}")
@@ -170,8 +170,11 @@ def read_header(file: BinaryIO) -> Info:
     metadata = header.pop("__metadata__", {})
     need("pemn" in metadata, "an ordinary safetensors file, not a compressed model")
     said = _object(metadata["pemn"])
-    need(bool(re.fullmatch("[0-9a-f]{64}", said["sha256"])), f"no checksum: {said['sha256']}")
-    need(said["version"] in VERSIONS, f"version {said['version']}: this reads {VERSIONS}")
+    need(
+        bool(re.fullmatch("[0-9a-f]{64}", said["sha256"])),
+        f"sha256 is not 64 hex digits: {said['sha256']}",
+    )
+    need(said["version"] in VERSIONS, f"version {said['version']} is not one of {VERSIONS}")
     parts: dict[str, dict[str, Tensor]] = {"prototype": {}, "rest": {}, "buffers": {}}
     del header["masks"]
     for name, entry in header.items():
@@ -193,12 +196,15 @@ def read_header(file: BinaryIO) -> Info:
     need(
         {group: values.shape for group, values in info.prototype.items()}
         == {group: (length,) for group, (length, _) in groups},
-        "the prototypes are not those of the strategy and the shapes",
+        "the prototypes do not fit the strategy and the shapes",
     )
     names = [*info.shapes, *info.rest, *info.buffers]
-    need(len({*names, *info.tied}) == len(names) + len(info.tied), "a name is given twice")
-    need(set(info.tied.values()) <= set(names), f"tied to what is not there: {info.tied}")
-    need(make_header(info)[8:] == text, "the header is not the one that these contents have")
+    need(len({*names, *info.tied}) == len(names) + len(info.tied), "a name appears twice")
+    need(
+        set(info.tied.values()) <= set(names),
+        f"tied to a name that is not in the file: {info.tied}",
+    )
+    need(make_header(info)[8:] == text, "the header is not what a writer makes of these contents")
     end = 8 + length + sum(tensor.nbytes for tensor in without_values(info).values())
     need(end == size, f"the tensors end at byte {end} of {size}")
     return info

@@ -1,4 +1,4 @@
-"""A file becomes a masked network, or a dense one."""
+"""Reading a file, as a masked network or as a dense one."""
 
 import os
 import stat
@@ -27,7 +27,7 @@ from pemn_ref.state import State
 
 
 class FileError(ValueError):
-    """A file that is no compressed model, is damaged, or belongs to another model (our format).
+    """A file is not a compressed model, is damaged, or belongs to another model (our format).
 
     >>> inspect(__file__)
     Traceback (most recent call last):
@@ -36,13 +36,13 @@ class FileError(ValueError):
 
 
 def inspect(path: str | os.PathLike[str]) -> Info:
-    """What the header says (our format). Nothing else is read, so the checksum is not verified.
+    """Read the header alone (our format). The checksum of the file is not verified.
 
-    ``storage(info.shapes, info.strategy, [*info.rest.values(), *info.buffers.values()])`` is the
-    cost of the model by every accounting.
+    ``storage(info.shapes, info.strategy, [*info.rest.values(), *info.buffers.values()])`` counts
+    what the model costs.
 
     Raises:
-        FileError: if the header is not that of a compressed model, or of a file of this length.
+        FileError: if the header is not valid, or does not fit the length of the file.
         OSError: if the file cannot be opened or read.
 
     >>> import tempfile
@@ -58,19 +58,18 @@ def inspect(path: str | os.PathLike[str]) -> Info:
 
 
 def load(path: str | os.PathLike[str], model: nn.Module) -> tuple[State, Info]:
-    """The masked network for ``model``, and what the file says of it (our format).
+    """Load a file as the state of a masked ``model``, and what it says about itself (our format).
 
-    The state is one as ``init`` gives it, in the dtype, device and memory format of the model; its
-    scores are the masks as 0 and 1, which ``score_mask`` maps onto themselves. For inference only:
-    a score of 0 gets no gradient, so training cannot change the mask. (HOW_TO.md says how to train
-    on from a file.)
-    Non-persistent buffers are copies of the model's.
+    The state is like one from ``init``, in the dtype, device and memory format of the model. Its
+    scores are the masks, 0 and 1, which ``score_mask`` maps onto themselves. For inference only: a
+    score of 0 gets no gradient, so training cannot change the mask (HOW_TO.md shows how to train
+    on). Non-persistent buffers are copied from the model.
 
     Raises:
-        FileError: if the file is not whole and valid, or is of another model: the first name,
-            shape, tie or kind of dtype that differs is in the message; or if a value is too large
-            for the model's dtype.
-        OSError: if it cannot be opened or read.
+        FileError: if the file is not whole and valid, or belongs to another model (the message has
+            the first name, shape, tie or dtype that differs), or has a value too large for the
+            model's dtype.
+        OSError: if the file cannot be opened or read.
 
     >>> import tempfile
     >>> from pemn_ref import init, rp
@@ -100,10 +99,10 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> tuple[State, Info]:
         info, tensors = _content(path)
         weights = {n: torch.empty(shape, device="meta") for n, shape in info.shapes.items()}
         masked = {name: rest.pop(name) for name in maskable if name in weights}
-        check_same("the weights are not those of the model", weights, masked)
-        check_same("the rest is not that of the model", info.rest, rest)
-        check_same("the buffers are not those of the model", info.buffers, persistent)
-        need(info.tied == tied, f"the ties are not those of the model: {info.tied}, not {tied}")
+        check_same("the weights do not fit the model", weights, masked)
+        check_same("the rest does not fit the model", info.rest, rest)
+        check_same("the buffers do not fit the model", info.buffers, persistent)
+        need(info.tied == tied, f"the ties do not fit the model: {info.tied}, not {tied}")
         for name, buffer in persistent.items():
             kinds = {buffer.is_floating_point(), info.buffers[name].is_floating_point()}
             need(len(kinds) == 1, f"{name} is {info.buffers[name].dtype}, not {buffer.dtype}")
@@ -121,12 +120,12 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> tuple[State, Info]:
 
 
 def load_dense(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The dense ``state_dict`` from the file alone (our format), as ``materialize`` gives it.
+    """Load a file as a dense ``state_dict``, without the model (our format).
 
-    Bit for bit, on the CPU, in the dtypes of the file; a tied tensor is there under each of its
-    names. Extra state of a module is not a tensor and not in the file. Where a hook renames the
-    entries of the model's ``state_dict``, a tensor is there under both names, that of
-    ``named_parameters`` or ``named_buffers`` and that of the hook.
+    It equals the result of ``materialize`` bit for bit, on the CPU, in the dtypes of the file. A
+    tied tensor appears under each of its names. A module's extra state is not in the file. If a
+    hook renames entries of the model's ``state_dict``, a tensor appears under both names, its own
+    and the hook's.
 
     Raises:
         FileError: if the file is not whole and valid.
@@ -145,7 +144,7 @@ def load_dense(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         dense = {}
         for name, mask in unpack_masks(info, tensors["masks"]):
             ((_, values),) = _prototype(info, tensors, name).items()
-            # fill_weights, times the mask, in place: that is twice as fast. Short rows are slow.
+            # fill_weights times the mask, in place: twice as fast. Short rows would be slow.
             row = values.repeat(4096 // len(values) + 1)
             dense[name] = mask.to(row.dtype)
             weight = dense[name].flatten()
@@ -154,48 +153,50 @@ def load_dense(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             weight[whole:].mul_(row[: len(weight) - whole])
         dense |= {name: tensors[f"rest/{name}"].clone() for name in info.rest}
         dense |= {name: tensors[f"buffers/{name}"].clone() for name in info.buffers}
-        # Not a copy: a file with many names of one weight would take any amount of memory.
+        # Not copied: a file with many names for one weight could take any amount of memory.
         return dense | {name: dense[first] for name, first in info.tied.items()}
 
 
 def _prototype(info: Info, tensors: Tensors, name: str) -> dict[str, Tensor]:
-    """The prototype that fills a weight, under the name of its group."""
+    """Group -> the prototype that fills this weight."""
     group = info.strategy.group(name, info.shapes[name])
     return {group: tensors[f"prototype/{group}"]}
 
 
 def _content(path: str | os.PathLike[str]) -> tuple[Info, dict[str, Tensor]]:
-    """All of a file, once its checksum has been found right."""
+    """Everything in a file, its checksum verified."""
     with _opened(path) as file:
         info = read_header(file)
         metas = without_values(info)
         data = bytearray(sum(meta.nbytes for meta in metas.values()))
         file.readinto(data)
-    need(checksum_of(info, data) == info.sha256, "the checksum is another one: the file is damaged")
+    need(checksum_of(info, data) == info.sha256, "the checksum does not match: the file is damaged")
     pieces = torch.frombuffer(data, dtype=torch.uint8).split([m.nbytes for m in metas.values()])
     tensors = {}
     for (name, meta), values in zip(metas.items(), pieces, strict=True):
-        need(meta.dtype != torch.bool or not (values > 1).any(), f"{name} has bytes above 1")
+        need(
+            meta.dtype != torch.bool or not (values > 1).any(), f"{name} is BOOL with bytes above 1"
+        )
         tensors[name] = values.view(meta.dtype).reshape(meta.shape)
         check_values(name, tensors[name])
     return info, tensors
 
 
 def _opened(path: str | os.PathLike[str]) -> BufferedReader:
-    # Asked before it is opened, since to open a FIFO is to wait for a writer.
+    # Checked before opening, since opening a FIFO waits for a writer.
     need(stat.S_ISREG(Path(path).stat().st_mode), "not a regular file")
     return Path(path).open("rb")
 
 
 @contextmanager
 def _errors_of(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Make one error, which names the file, of all that its content can cause."""
+    """Turn every error that the content of a file can cause into one that names the file."""
     try:
         yield
     except ValueError as error:
-        # It can hold names from the file, which must not steer a terminal, nor in a traceback.
+        # The message can quote names from the file: escaped, they cannot steer a terminal.
         said = str(error).encode("unicode_escape").decode()
         raise FileError(f"{os.fspath(path)}: {said}") from None
     except (AttributeError, LookupError, OverflowError, RuntimeError, TypeError) as error:
-        # Other JSON than that of a header, and shapes that torch does not have.
+        # JSON of another structure, or shapes that torch does not allow.
         raise FileError(f"{os.fspath(path)} is not a compressed model: {error!r}") from error

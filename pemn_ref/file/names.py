@@ -1,4 +1,4 @@
-"""Which tensors of a model a file holds, and under which of their names."""
+"""Which tensors of a model are stored in a file, and under which name."""
 
 from torch import Tensor, nn
 
@@ -6,7 +6,7 @@ from pemn_ref.file.header import need
 
 
 def stored_names(model: nn.Module) -> tuple[dict[str, str], set[str]]:
-    """Second -> first name of tied tensors; and the first names of all in the state_dict."""
+    """Second -> first name of tied tensors; and the first names of all tensors to store."""
     named = [
         *model.named_parameters(remove_duplicate=False),
         *model.named_buffers(remove_duplicate=False),
@@ -20,5 +20,5 @@ def stored_names(model: nn.Module) -> tuple[dict[str, str], set[str]]:
             names[key] = name
         else:  # a hook's copy under another name; extra state is not stored
             extra = key.endswith("_extra_state") or not isinstance(entry, Tensor)
-            need(extra, f"{key} of the state_dict is no parameter and no buffer of the model")
+            need(extra, f"{key} in the state_dict is neither a parameter nor a buffer of the model")
     return {key: name for key, name in names.items() if key != name}, set(names.values())

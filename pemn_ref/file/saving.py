@@ -1,4 +1,4 @@
-"""A masked network becomes a file."""
+"""Writing a masked network as a file."""
 
 import os
 import re
@@ -38,18 +38,18 @@ def save(
 ) -> None:
     """Write a masked network as one file (paper, section 4; the format is ours).
 
-    Of the scores only the masks are stored, a bit for each weight; of the weights only the
-    prototypes, by value; non-persistent buffers stay with the model. ``tag`` is free text: the seed
-    and the recipe, say. With ``half`` the floats of the rest are rounded to float16. The same state
-    gives the same bytes. An old file is replaced by a whole new one or not at all.
+    The file has one mask bit per weight in place of the scores, and the prototypes, by value, in
+    place of the weights. Non-persistent buffers are left out. ``tag`` is free text, such as seed
+    and recipe. ``half`` rounds the floats of the rest to float16. The same state gives the same
+    bytes. An old file is replaced by a whole new one or not at all.
 
     Raises:
-        ValueError: if the state does not fit the model, ``strategy`` is not a Strategy or is a
-            subclass of it, the weights are not a prototype of ``strategy`` filled in, those that
-            share a prototype differ in dtype, a score, prototype or rest is not finite, a dtype is
-            not one of the format, a tensor has more than 64 dimensions, the header more than
-            100,000,000 bytes, ``tag`` is not a str without lone surrogates, or ``density`` lies
-            outside (0, 1] or has other names than the masked weights.
+        ValueError: if the state does not fit the model; ``strategy`` is not a Strategy, or is a
+            subclass; the weights were not filled from prototypes of ``strategy``; weights that
+            share a prototype differ in dtype; a score, prototype or rest is not finite; a dtype
+            is not in the format; a tensor has more than 64 dimensions, or the header more than
+            100,000,000 bytes; ``tag`` is not a str, or has lone surrogates; ``density`` lies
+            outside (0, 1] or does not have the names of the masked weights.
         OSError: as ``pemn_ref.atomic.write``.
 
     >>> import pathlib, tempfile
@@ -69,8 +69,8 @@ def save(
     check_same("the weights do not fit the model", state.weights, masked)
     check_same("the scores do not fit the model", state.scores, masked)
     check_finite(state.scores)
-    named = type(strategy) is Strategy  # a subclass groups in ways that a reader does not know
-    need(named, f"strategy must be mask, one_layer, mp or rp(ratio) in a file, got {strategy!r}")
+    named = type(strategy) is Strategy  # a reader does not know how a subclass groups
+    need(named, f"a file needs the strategy mask, one_layer, mp or rp(ratio), got {strategy!r}")
     each = each_density(density, shapes)
     masks = [score_mask(state.scores[name].detach(), density=each[name]) for name in shapes]
     rest = {n: t.half() if half and t.is_floating_point() else t for n, t in state.rest.items()}
@@ -96,7 +96,7 @@ def save(
 
 
 def _recovered(weights: Tensors, shapes: Shapes, strategy: Strategy) -> dict[str, Tensor]:
-    """The prototypes that the weights were filled from: the beginning of each group's largest."""
+    """The prototypes that the weights were filled from: the beginning of each group's giver."""
     prototype: dict[str, Tensor] = {}
     for group, (length, giver) in prototype_groups(shapes, strategy).items():
         prototype[group] = weights[giver].detach().flatten()[:length]
@@ -104,13 +104,13 @@ def _recovered(weights: Tensors, shapes: Shapes, strategy: Strategy) -> dict[str
         filled = fill_weights(prototype, {name: weight.shape}, strategy)[name]
         need(
             filled.dtype == weight.dtype,
-            f"{name} has dtype {weight.dtype} and the largest weight of its prototype"
-            f" {filled.dtype}: a file holds weights of one prototype in one dtype only",
+            f"{name} has dtype {weight.dtype}, but the largest weight of its prototype has"
+            f" {filled.dtype}: in a file, weights that share a prototype share a dtype",
         )
         need(
             torch.equal(_bytes(filled), _bytes(weight)),
-            f"{name} is not filled from the prototype of {strategy}: give the weights as init made"
-            " them, and the strategy that they were made with",
+            f"{name} is not filled from the prototype of {strategy}: pass the weights as init made"
+            " them, and the strategy they were made with",
         )
     return prototype
 

@@ -1,4 +1,4 @@
-"""Ratios of times, each measured side by side.
+"""Ratios of times, each pair measured side by side.
 
 Imports data, report, study, training.
 """

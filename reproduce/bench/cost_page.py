@@ -1,4 +1,4 @@
-"""COST.md: what the paper's runs take on a GPU, from counts and named assumptions, without one."""
+"""COST.md: what the paper's runs would take on a GPU, from counts and stated assumptions."""
 
 import time
 from collections.abc import Callable
@@ -20,46 +20,47 @@ from reproduce.training.networks import make_model
 from reproduce.training.step import training_step
 
 AIM = 8
-"""Hours that all runs should take at most."""
+"""Hours that all runs together should take at most."""
 # Assumed of one H100 (SXM), not measured.
 LAUNCHES = (4e-6, 5e-6, 6e-6)
-"""Seconds that the host takes for a launch: least, usual, most."""
+"""Seconds the host takes for a launch: least, usual, most."""
 BANDWIDTH = 0.6 * 3.35e12
 RATE = 0.2 * 989e12
-# Of commit f69075e.
+# Of commit f69075e, for comparison.
 PIL = {"convmixer": 700e-6, "vit": 550e-6, "resnet": 200e-6}
-"""Seconds of a core for an image, measured."""
+"""Seconds that one core takes to augment an image with PIL, measured."""
 CORES = 16
 CHECKS = 2.6e-3 / 57
-"""Seconds of Python a masked layer and step, measured on ResNet56."""
+"""Seconds of Python for each masked layer and step, measured on ResNet56."""
 _EVALUATION = 500
 
 
 class Work(NamedTuple):
-    """What is done once a step or a batch."""
+    """The work of a step or a batch."""
 
     launches: float
     bytes: float
     flops: float
 
     def host(self, launch: float) -> float:
-        """Seconds of the host."""
+        """Seconds the host needs, at ``launch`` seconds for each launch."""
         return launch * self.launches
 
     @property
     def gpu(self) -> float:
-        """Seconds of the GPU."""
+        """Seconds the GPU needs."""
         return self.bytes / BANDWIDTH + self.flops / RATE
 
     def seconds(self, launch: float) -> float:
-        """Of both, side by side."""
+        """Seconds until both are done, when they work side by side."""
         return max(self.host(launch), self.gpu)
 
 
 def counted(cell: Cell, kind: str | None = None) -> Cell:
-    """The cell whose step is counted in place of one of a ``kind``, by default that of the cell.
+    """The cell whose step is counted for all cells of a ``kind``, by default the kind of ``cell``.
 
-    ``dense``, a control too, as it makes no masks in a step; ``pruned``; or ``learned``.
+    Kinds are ``learned``, ``pruned`` and ``dense``, which includes controls: they make no masks in
+    a step.
     """
     if kind is None:
         kind = "pruned" if cell.strategy in PRUNED else "learned"
@@ -70,24 +71,24 @@ def counted(cell: Cell, kind: str | None = None) -> Cell:
 
 
 def images_of(cell: Cell) -> Work:
-    """A batch picked and augmented."""
+    """Picking and augmenting a batch."""
     launches = count_augmentation(cell.recipe, DATASETS["cifar10"])
     return Work(launches.kernels, launches.bytes, 0)
 
 
 def step_of(cell: Cell) -> Work:
-    """A training step and its images."""
+    """A training step, including its images."""
     counts, images = count(counted(cell)), images_of(cell)
     return Work(counts.launches + images.launches, counts.bytes + images.bytes, counts.flops)
 
 
 def hours(cell: Cell, launch: float) -> float:
-    """Of a run as it is."""
+    """Hours of a run."""
     return _run(cell, launch, step_of(cell).seconds(launch))
 
 
 def hours_before(cell: Cell, launch: float) -> float:
-    """Of a run at commit f69075e, the images augmented on ``CORES``."""
+    """Hours of a run at commit f69075e, with the images augmented on ``CORES``."""
     dense, sizes = count(counted(cell, "dense")), _sizes(counted(cell, "dense"))
     masks, checks = 0, 0.0
     if cell.density is not None:
@@ -106,7 +107,7 @@ def _sizes(cell: Cell) -> list[int]:
 
 
 def _run(cell: Cell, launch: float, step: float) -> float:
-    """Hours of steps of so many seconds, and of the evaluations."""
+    """Hours of a run whose steps take ``step`` seconds each, including its evaluations."""
     dataset, batch = DATASETS[cell.dataset], cell.recipe.batch
     counts = count(counted(cell))
     share = 2 / 3 * _EVALUATION / batch
@@ -116,7 +117,7 @@ def _run(cell: Cell, launch: float, step: float) -> float:
 
 
 def counts_of(cell: Cell) -> str:
-    """The part of a line of the table that is counted, for the model of a cell: no times."""
+    """The counted part of a line of the table, for the model of a cell; it has no times."""
     kinds = ("dense", "pruned", "learned")
     dense, pruned, learned = (count(counted(cell, kind)) for kind in kinds)
     launches = [dense.launches, pruned.launches, learned.launches, images_of(cell).launches]
@@ -126,9 +127,9 @@ def counts_of(cell: Cell) -> str:
 
 
 def operation_seconds(device: Device) -> float:
-    """What Python and PyTorch take here for an operation on almost no numbers.
+    """Seconds that Python and PyTorch take here for an operation on almost no numbers.
 
-    From a step of a ResNet32 with one channel, the fastest of ten by the clock of the process.
+    Measured on a step of a ResNet32 with one channel: the fastest of ten, in process time.
     """
     cell = STUDIES["paper"].chosen(models=["resnet32"], strategies=["mp"]).cells[0]
     tiny = replace(cell, model=ResNet(depth=32, width=1))
@@ -145,7 +146,7 @@ def operation_seconds(device: Device) -> float:
 
 
 def write_page(path: Path, device: Device, say: Callable[[str], object]) -> None:
-    """Count, measure on ``device`` what an operation costs the host, and write the page.
+    """Count, measure what an operation costs the host on ``device``, and write the page.
 
     Raises:
         LeftDeviceError, RuntimeError: as ``count``.
@@ -199,14 +200,14 @@ def _range(cells: tuple[Cell, ...], of: Callable[[Cell, float], float]) -> str:
 
 
 def _verdict(cells: tuple[Cell, ...]) -> str:
-    """Whether the aim is met, else what holds it back."""
+    """Whether the aim is met; if not, what stands in the way."""
     if sum(hours(cell, LAUNCHES[1]) for cell in cells) <= AIM:
         return f"The aim, at most {AIM} hours, is met on these assumptions."
     busy = sum(hours(cell, 0) for cell in cells)
     return (
-        f"The aim, at most {AIM} hours, is missed: the GPU alone is busy for {busy:.1f} hours,\n"
-        "most of them with the bytes of kernels that are run one by one. Processes that share it\n"
-        "save at most the rest, where it waits for launches."
+        f"The aim of at most {AIM} hours is missed: the GPU alone is busy for {busy:.1f} hours,\n"
+        "mostly to read and write the bytes of kernels that are not fused. Processes that share\n"
+        "it save at most the rest, the time it waits for launches."
     )
 
 
@@ -218,7 +219,7 @@ _PAGE = """\
 # What the paper's CIFAR runs take on one H100
 
 `python -m reproduce bench cost` writes this page without a GPU. **Not run on a GPU**: launches,
-FLOPs and bytes are counted; all times follow from them and from what is assumed below.
+FLOPs and bytes are counted, and all times follow from them and from the assumptions below.
 
 All {runs} runs, one seed, one after the other, eager, with {usual:.0f} microseconds a launch
 ({least:.0f} to {most:.0f}): **{now}**. At commit f69075e, before masks were grouped and
@@ -228,22 +229,23 @@ images augmented on the device: {before}.
 
 {table}
 
-A line is a training step at the batch of the recipe.
+Each row is one training step at the recipe's batch size.
 
 - dense, pruned, learned: launches of a step without masks to make (a control's are made once), of a
-  pruned network, and with masks that are learned. images: launches that augment a batch.
-- GFLOP, GB moved, GB kept for the backward pass: with masks that are learned.
-- host, GPU: milliseconds of each for that step and its images. The longer one counts.
+  pruned network, and of one that learns its masks. images: launches that augment a batch.
+- GFLOP, GB moved, and GB kept for the backward pass, when masks are learned.
+- host, GPU: milliseconds that each needs for that step and its images. The longer one counts.
 - images/s: augmentation alone. before, now: hours of all runs of the model.
 
-Counted with PyTorch's fake tensors, which have shapes and no values:
+Counted with PyTorch's fake tensors, which have shapes but no values:
 
-- An operation is one launch, but a view none, top-k of 20,000 values 21, a cumulative sum 3, and
-  the fused optimizer one for each 36 tensors (AdamW, Adam) or 48 (SGD).
-- The forward pass is in bfloat16 as on a GPU, attention by the flash kernel. The backward pass is
-  counted in float32, its bytes scaled as the forward pass's are, with a launch more for each cast.
+- An operation is one launch. Exceptions: a view is none, top-k of 20,000 values 21, a cumulative
+  sum 3, and the fused optimizer one for every 36 tensors (AdamW, Adam) or 48 (SGD).
+- The forward pass is in bfloat16, as on a GPU, with the flash kernel for attention. The backward
+  pass is counted in float32, its bytes scaled like the forward pass's, with one more launch for
+  each cast.
 - FLOPs are three times those of the forward pass. Bytes are all that each kernel reads and writes,
-  as if no cache kept any.
+  as if there were no cache.
 
 Assumed:
 
@@ -260,7 +262,7 @@ Assumed:
 
 ## When a GPU is at hand
 
-In this order. Stop at the first number that is not understood:
+Run these in this order. Stop at the first number that you cannot explain:
 
 ```sh
 python -m reproduce check --all    # numbers against CPU float64, a resumed run, memory, time
@@ -268,11 +270,27 @@ python -m reproduce bench steps --batch 512
 python -m reproduce bench steps --batch 128
 # the canary
 python -m reproduce run --all --dataset cifar10 --model convmixer-d6-w256 --strategy rp_1e-3
-# bound by launches, so that two share the GPU
+# limited by launches, so two processes share the GPU
 python -m reproduce run --all --dataset cifar10 --model resnet32 --strategy mp --strategy rp_1e-1 &
 python -m reproduce run --all --dataset cifar10 --model resnet32 --strategy rp_1e-2 --strategy dense
 wait
 python -m reproduce table --ledger runs                # ours beside the paper's
 tar czf runs.tar.gz runs                               # rows, networks, checkpoints
+```
+
+Where the time of a ResNet32 step goes, before anything is compiled or captured in a CUDA graph:
+
+```python
+from torch.profiler import profile
+from reproduce.bench.steps import CELLS
+from reproduce.training.device import open_device
+from reproduce.training.step import training_step
+
+step = training_step(CELLS[-1], 128, open_device(), compiled=False)
+for _ in range(3):
+    step()
+with profile() as seen:
+    step()
+print(seen.key_averages().table(sort_by="self_device_time_total", row_limit=20))
 ```
 """

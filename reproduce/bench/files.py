@@ -1,7 +1,8 @@
 """What a compressed model costs in time and memory, as ratios.
 
-Packing and unpacking against a plain copy of the same masks; loading a ResNet-50 to a dense
-state_dict against ``torch.load`` of its dense checkpoint, and the memory that it takes.
+Packing and unpacking are compared with a plain copy of the same masks; loading a ResNet-50 into a
+dense state_dict with ``torch.load`` of its dense checkpoint. That load's peak memory is compared
+with the size of the dense tensors.
 """
 
 import re
@@ -28,7 +29,7 @@ def bench_files(
     pairs: int = 5,
     seconds: float = 2,
 ) -> Iterator[Ratio]:
-    """All ratios: masks of so many weights, by eights; the files of a model, with rp 1e-2."""
+    """Yield all ratios: for masks of these sizes, then for the files of a model with rp 1e-2."""
     for size in sizes:
         mask = torch.rand(size) < 0.5
         packed = pack(mask)
@@ -44,28 +45,28 @@ def bench_files(
         tensors = pemn.materialize(model, state, density=0.5)
         torch.save(tensors, dense)
         yield compare(
-            f"load {type(model).__name__} to dense / torch.load it dense",
+            f"load {type(model).__name__} to dense / torch.load dense",
             lambda: load_dense(file),
             lambda: torch.load(dense, weights_only=True),
             pairs=pairs,
             seconds=seconds,
         )
-        # In a process of its own, since a peak is not forgotten.
+        # In its own process, since a peak cannot be reset.
         command = [sys.executable, "-m", "reproduce.bench.files", str(file)]
         grown = int(subprocess.run(command, check=True, capture_output=True).stdout)
     ratio = grown / sum(tensor.nbytes for tensor in tensors.values())
-    yield Ratio("peak memory of that / the dense tensors", ratio, ratio, ratio, 1, None)
+    yield Ratio("peak memory of that load / the dense tensors", ratio, ratio, ratio, 1, None)
 
 
 def peak_of_loading(file: Path) -> int:
-    """Bytes by which the peak of this process grows when it loads the file."""
+    """Bytes by which this process's peak memory grows when it loads the file."""
     before = _peak()
     load_dense(file)
     return _peak() - before
 
 
 def _peak() -> int:
-    """Linux only: ``resource`` would give the peak of the process that started this one."""
+    """Peak memory in bytes, on Linux only; ``resource`` would include the parent process's peak."""
     (line,) = re.findall(
         r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8")
     )

@@ -1,7 +1,7 @@
 """What a training step asks of a GPU, counted without one: launches, arithmetic, bytes.
 
-The step is that of the training loop, at full size, on tensors that have shapes and no values. They
-say that they are on a GPU, and PyTorch treats them so, up to the launch.
+The step is the training loop's, at full size, on tensors that have shapes but no values. They claim
+to be on a GPU, and PyTorch treats them that way, up to the launch.
 """
 
 import math
@@ -32,27 +32,27 @@ from reproduce.training.device import Device
 from reproduce.training.networks import make_model, make_network, network_of
 from reproduce.training.step import Step
 
-# They make no kernel though they are no views.
+# They launch no kernel although they are not views.
 _FREE = {"_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
-# Their result, or its shape, depends on values: the host waits for them.
+# Their result or its shape depends on values, so the host waits for them.
 _WAITING = {"_local_scalar_dense", "masked_select", "nonzero", "_unique2", "unique_dim"}
 _INDEXING = {"index", "index_put", "index_put_", "_unsafe_index"}
-# Tensors that one launch updates, by the number of lists (ATen's MultiTensorApply).
+# How many tensors one launch updates, by the number of lists (ATen's MultiTensorApply).
 _AT_ONCE = {1: 110, 2: 64, 3: 48, 4: 36, 5: 30}
 
 
 class LeftDeviceError(RuntimeError):
-    """The host would wait for the device, or a tensor lies elsewhere."""
+    """The host would wait for the device, or a tensor is on another device."""
 
 
 class Launches(TorchDispatchMode):
-    """Counts kernels by their operation, and bytes that they read and write, on ``device``.
+    """Count kernels by operation, and the bytes they read and write, on ``device``.
 
-    An operation is one kernel; but a view or an empty tensor none, ``topk`` of 20,000 values or
-    more 21, ``cumsum`` 3, and a list of tensors as many as it takes to hand them over.
+    An operation is one kernel, except: a view or an empty tensor is none, ``topk`` of 20,000 values
+    or more is 21, ``cumsum`` is 3, and a list of tensors as many as it takes to pass them all.
 
     Raises, inside:
-        LeftDeviceError: where an operation makes the host wait, or has a tensor elsewhere.
+        LeftDeviceError: if an operation makes the host wait, or has a tensor on another device.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -63,23 +63,25 @@ class Launches(TorchDispatchMode):
 
     @property
     def kernels(self) -> int:
-        """All of them."""
+        """The number of all kernels."""
         return self.by_operation.total()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func.namespace == "prim":  # it asks a tensor for its device
+        if func.namespace == "prim":  # it asks for the device of a tensor
             return func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         _look_whether_it_waits(name, args)
-        # What is fused returns nothing, and some of it cannot be asked without values.
+        # Fused operations return nothing, and some of them do not run without values.
         result = None if name.startswith("_fused_") else func(*args, **(kwargs or {}))
         tensors = [*given, *(t for t in tree_leaves(result) if isinstance(t, Tensor))]
         elsewhere = {str(t.device) for t in tensors if t.device != self.device}
         if elsewhere:
-            raise LeftDeviceError(f"{name} of {', '.join(elsewhere)}, not of {self.device} alone")
+            raise LeftDeviceError(
+                f"{name} has tensors on {', '.join(elsewhere)}, all must be on {self.device}"
+            )
         if not func.is_view and name not in _FREE and tensors:
             self.by_operation[name] += _kernels(name, args)
             self.bytes += sum(t.numel() * t.element_size() for t in tensors)
@@ -99,7 +101,7 @@ def _kernels(name: str, args: tuple[Any, ...]) -> int:
     if name.startswith(("_foreach_", "_fused_")):
         lists = [part for part in args if isinstance(part, list | tuple) and part]
         lists = [part for part in lists if isinstance(part[0], Tensor)]
-        many = 4 if "adam" in name else min(len(lists), 5)  # its steps are no list of their own
+        many = 4 if "adam" in name else min(len(lists), 5)  # its steps are not a list of their own
         return math.ceil(len(lists[0]) / _AT_ONCE[many])
     if name == "topk":
         return 21 if args[0].shape[-1] >= 20_000 else 1
@@ -107,12 +109,12 @@ def _kernels(name: str, args: tuple[Any, ...]) -> int:
 
 
 def storages(tensors: Iterable[Tensor]) -> dict[int, UntypedStorage]:
-    """What the tensors lie in, each once."""
+    """The storages of the tensors, each once."""
     return {id(storage): storage for storage in (tensor.untyped_storage() for tensor in tensors)}
 
 
 class Kept(saved_tensors_hooks):
-    """Inside, it notes what is kept for the backward pass."""
+    """A context that records what is kept for the backward pass."""
 
     def __init__(self) -> None:
         super().__init__(self._keep, lambda tensor: tensor)
@@ -123,7 +125,7 @@ class Kept(saved_tensors_hooks):
         return tensor
 
     def beside(self, tensors: Iterable[Tensor]) -> list[int]:
-        """Bytes of each storage that is none of those ``tensors``."""
+        """Bytes of each recorded storage that does not belong to ``tensors``."""
         others = storages(tensors)
         return [storage.nbytes() for key, storage in self._storages.items() if key not in others]
 
@@ -132,13 +134,13 @@ class Counts(NamedTuple):
     """What one training step asks of a GPU."""
 
     forward: int
-    """Kernels launched; so are the next two."""
+    """Kernels launched; the next two count kernels, too."""
     backward: int
     optimizer: int
     flops: int
-    """Floating-point operations of products and convolutions: three times those forward."""
+    """Of matrix products and convolutions: three times those of the forward pass."""
     bytes: int
-    """Read and written by all kernels, forward in mixed precision, backward in proportion."""
+    """Read and written by all kernels: forward in mixed precision, backward scaled to match."""
     activations: int
     """Bytes kept for the backward pass."""
 
@@ -149,7 +151,7 @@ class Counts(NamedTuple):
 
 
 class _Fake(Device):
-    """A device that is not there. Its ``bfloat16`` is switched on though no GPU is found."""
+    """A device that need not exist; mixed precision works although PyTorch finds no GPU."""
 
     def mixed_precision(self) -> AbstractContextManager[Any]:  # type: ignore[override]
         return _autocast(self.torch.type) if self.bfloat16 else nullcontext()
@@ -169,7 +171,7 @@ def _autocast(kind: str) -> Iterator[None]:
 
 
 class FlashAttention(TorchFunctionMode):
-    """Attention by the kernel of a GPU, which PyTorch takes only where it finds one."""
+    """Use the GPU's attention kernel, which PyTorch otherwise picks only if it finds a GPU."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -183,12 +185,12 @@ _flash = torch.ops.aten._scaled_dot_product_flash_attention
 
 
 GPU = _Fake(torch.device("cuda", 0), "none", bfloat16=True)
-# The autograd engine refuses tensors that say cuda where no GPU is (torch 2.14).
+# Without a GPU the autograd engine refuses tensors that claim to be on cuda (torch 2.14).
 _OTHER = _Fake(torch.device("lazy", 0), "none", bfloat16=False)
 
 
 def fake_step(cell: Cell, device: Device) -> Step:
-    """The step of a cell on a device that need not be there, to be called in ``FakeTensorMode``."""
+    """The step of a cell on a device that need not exist; call it inside ``FakeTensorMode``."""
     with device.torch:
         model = make_model(cell, 0)
     return Step(cell, network_of(cell, model, 0), cell.recipe.batch, device)
@@ -196,7 +198,7 @@ def fake_step(cell: Cell, device: Device) -> Step:
 
 @cache
 def count_forward(cell: Cell) -> tuple[Launches, int, list[int]]:
-    """The forward pass of a training step: kernels, FLOPs, bytes of each storage that is kept.
+    """Count the forward pass of a training step: kernels, FLOPs, bytes of each storage kept.
 
     Raises:
         LeftDeviceError, RuntimeError: as ``count``.
@@ -210,7 +212,7 @@ def count_forward(cell: Cell) -> tuple[Launches, int, list[int]]:
 
 
 def _count_backward(cell: Cell) -> tuple[Launches, Launches]:
-    """Forward and backward pass in float32."""
+    """Count the forward and the backward pass, in float32."""
     alone = torch.autograd.set_multithreading_enabled(False)
     with FakeTensorMode(), FlashAttention(), alone:
         step = fake_step(cell, _OTHER)
@@ -227,7 +229,7 @@ def _count_optimizer(cell: Cell) -> Launches:
         step = fake_step(cell, GPU)
         for tensor in step.network.trained:
             tensor.grad = torch.empty_like(tensor)
-        for _ in range(2):  # the first makes its state
+        for _ in range(2):  # the first step creates the optimizer's state
             launches = Launches(GPU.torch)
             with launches:
                 step.optimizer.step()
@@ -236,7 +238,7 @@ def _count_optimizer(cell: Cell) -> Launches:
 
 @cache
 def count_augmentation(recipe: Recipe, dataset: Dataset) -> Launches:
-    """A batch of images picked and augmented.
+    """Count the launches that pick and augment a batch of images.
 
     Raises:
         LeftDeviceError, RuntimeError: as ``count``.
@@ -248,7 +250,7 @@ def count_augmentation(recipe: Recipe, dataset: Dataset) -> Launches:
         labels = torch.zeros(len(pixels), dtype=torch.long, device=GPU.torch)
         images = Images(pixels, labels)
         batches = TrainingBatches(images, augmentation, seed=0, batch=recipe.batch).epoch(0)
-        next(batches)  # once an epoch, order and numbers are sent to the device
+        next(batches)  # the first batch of an epoch also sends order and numbers to the device
         launches = Launches(GPU.torch)
         with launches:
             next(batches)
@@ -257,16 +259,16 @@ def count_augmentation(recipe: Recipe, dataset: Dataset) -> Launches:
 
 @cache
 def count(cell: Cell) -> Counts:
-    """The training step of a cell at its batch; no value is computed.
+    """Count the training step of a cell at its batch size, without computing a value.
 
     Raises:
         LeftDeviceError: as ``Launches``.
-        RuntimeError: if this PyTorch knows no GPU, not even in name.
+        RuntimeError: if this PyTorch does not know the device cuda at all.
     """
     forward, flops, kept = count_forward(cell)
     full, backward = _count_backward(cell)
     optimizer = _count_optimizer(cell)
-    casts = forward.by_operation["_to_copy"]  # each has one in the backward pass
+    casts = forward.by_operation["_to_copy"]  # each has a counterpart in the backward pass
     shorter = forward.bytes / full.bytes
     return Counts(
         forward.kernels,
@@ -279,7 +281,7 @@ def count(cell: Cell) -> Counts:
 
 
 def count_masks(cell: Cell) -> int:
-    """Kernels that masks which are learned add to a training step, forward and backward."""
+    """Count the kernels that learning the masks adds to a training step, forward and backward."""
     meta = torch.device("meta")
     state = make_network(cell, 0, meta).state
     assert state is not None

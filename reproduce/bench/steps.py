@@ -1,4 +1,4 @@
-"""What a step costs: of a masked network against a dense one, of masks, of augmentation."""
+"""What steps cost, as ratios: masked against dense, masks alone, augmentation."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -31,7 +31,7 @@ CELLS = (
 
 
 def sorted_mask(scores: Tensor, density: float) -> Tensor:
-    """The mask by a full sort of the layer, as the released code makes it."""
+    """Mask a layer by sorting all of it, as the released code does."""
     order = scores.detach().abs().flatten().argsort()
     mask = torch.ones(scores.numel(), device=scores.device)
     mask[order[: scores.numel() - pemn.kept(scores.numel(), density)]] = 0
@@ -40,7 +40,7 @@ def sorted_mask(scores: Tensor, density: float) -> Tensor:
 
 
 def plain_step(cell: Cell, batch: int, device: Device) -> Step:
-    """A step of a network whose masks the reference makes, layer by layer."""
+    """A step whose masks are made by the reference, layer by layer."""
     step = training_step(cell, batch, device, compiled=False)
     state, density = step.network.state, cell.density
     assert state is not None
@@ -52,7 +52,7 @@ def plain_step(cell: Cell, batch: int, device: Device) -> Step:
 
 
 def augmentation(cell: Cell, batch: int, device: Device) -> Callable[[], object]:
-    """One batch made of images of random bytes, which cost as much as photographs."""
+    """A function that makes one batch, of random bytes: they cost as much as photographs."""
     dataset, stream = DATASETS[cell.dataset], random_stream("noise", 0)
     shape = batch, dataset.channels, dataset.size, dataset.size
     pixels = torch.randint(256, shape, dtype=torch.uint8, generator=stream)
@@ -64,9 +64,9 @@ def augmentation(cell: Cell, batch: int, device: Device) -> Callable[[], object]
 def bench_steps(
     device: Device, *, batch: int, compiled: bool, pairs: int = 10, seconds: float = 2
 ) -> Iterator[Ratio]:
-    """All ratios, one after the other; with ``compiled`` those of compiled steps too.
+    """Yield all ratios, one after the other; with ``compiled`` those of compiled steps, too.
 
-    Steps mask as training does, by ``pemn_ref.fast``; beside it, the reference's plain masks.
+    Steps make masks as training does, by ``pemn_ref.fast``; one ratio has the reference's masks.
     """
     timed = partial(compare, pairs=pairs, seconds=seconds, synchronize=device.synchronize)
     modes = (False, True) if compiled else (False,)
@@ -92,7 +92,7 @@ def bench_steps(
             torch.autograd.backward([make(s).sum() for s in scores])
 
         yield timed(
-            f"{cell.model.label}: masks / as the released code makes them, with gradient",
+            f"{cell.model.label}: masks with gradient / as in the released code",
             lambda: by(partial(pemn.score_mask, density=0.5)),
             lambda: by(partial(sorted_mask, density=0.5)),
         )

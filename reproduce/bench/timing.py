@@ -1,6 +1,6 @@
-"""Times: of one thing, and ratios measured side by side, pair by pair, in one process.
+"""Measuring times, and ratios of times pair by pair in one process.
 
-What else runs on the machine then slows both of a pair.
+Anything else that runs on the machine then slows both halves of a pair.
 """
 
 import time
@@ -16,7 +16,7 @@ from reproduce.report import console
 
 
 class Ratio(NamedTuple):
-    """The cost of one thing over that of another. ``low`` and ``high`` are the quartiles."""
+    """The cost of one thing divided by that of another; ``low`` and ``high`` are quartiles."""
 
     what: str
     ratio: float
@@ -24,7 +24,7 @@ class Ratio(NamedTuple):
     high: float
     pairs: int
     milliseconds: float | None
-    """Median time of the first; None where the ratio is not one of times."""
+    """Median time of the first; None if the ratio is not of times."""
 
 
 def compare(
@@ -36,9 +36,10 @@ def compare(
     seconds: float,
     synchronize: Callable[[], object] = lambda: None,
 ) -> Ratio:
-    """Run both in turn, the order changing, after two runs of each that do not count.
+    """Time both in turn, in alternating order, after two uncounted runs of each.
 
-    At least ``pairs`` times, and until ``seconds`` have passed. ``synchronize`` waits for a device.
+    Takes at least ``pairs`` pairs, and goes on until ``seconds`` have passed. ``synchronize`` waits
+    for the device.
     """
     timed = partial(_timed, synchronize)
     for run in (first, second) * 2:
@@ -65,9 +66,9 @@ def compare(
 def fastest(
     run: Callable[[], object], *, times: int, synchronize: Callable[[], object] = lambda: None
 ) -> float:
-    """Seconds of the fastest of so many runs, after one that does not count.
+    """Seconds of the fastest of ``times`` runs, after one that is not counted.
 
-    What else runs on the machine adds to a time and never takes from it.
+    Whatever else runs on the machine can only make a run slower, never faster.
     """
     run()
     return min(_timed(synchronize, run) for _ in range(times))
@@ -82,7 +83,7 @@ def _timed(synchronize: Callable[[], object], run: Callable[[], object]) -> floa
 
 
 def conditions(device: torch.device, hardware: str) -> dict[str, str | int]:
-    """What the ratios depend on."""
+    """The conditions that the ratios depend on."""
     return {
         "device": str(device),
         "hardware": hardware,
@@ -92,7 +93,7 @@ def conditions(device: torch.device, hardware: str) -> dict[str, str | int]:
 
 
 def make_table(ratios: Iterable[Ratio], where: dict[str, str | int]) -> Table:
-    """One line a ratio, and under them where they were measured."""
+    """One line for each ratio; the caption says where they were measured."""
     table = console.table(caption="; ".join(f"{name}: {value}" for name, value in where.items()))
     table.add_column("first / second")
     for column in ("ratio", "quartiles", "n", "first, ms"):

@@ -1,4 +1,4 @@
-"""Images by seed, epoch and index, whatever the batch size, device or process.
+"""Images by seed, epoch and index, independent of batch size, device and process.
 
 Imports nothing else of the experiments.
 """

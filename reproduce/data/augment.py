@@ -1,10 +1,11 @@
-"""The augmentation of each recipe: whole batches on any device, from random numbers that are given.
+"""The augmentation of each recipe: of whole batches, on any device, from given random numbers.
 
-Each step gives every image the bits that torchvision's transform of PIL images gives it. No step
-waits for the device, or makes a tensor on another one.
+Each step gives every image exactly the bits that torchvision's transform of PIL images gives. No
+step waits for the device or makes a tensor on another one.
 
-torchvision has kernels for tensors, ``transforms.v2.functional``, and some have PIL's bits. For
-the operations of ``RandAugment`` at the magnitudes of the recipes (a test makes the table):
+torchvision also has kernels for tensors, ``transforms.v2.functional``; some give PIL's bits. This
+table, checked by a test, says which do, for the operations of ``RandAugment`` at the magnitudes of
+the recipes:
 
 =============  =====  ===================================================
 operation      equal  here
@@ -12,16 +13,16 @@ operation      equal  here
 Identity       yes    nothing to do
 ShearX         no     an index of pixels, read off PIL
 ShearY         no     an index of pixels, read off PIL
-TranslateX     yes    as the other geometry: one gather for all five
-TranslateY     yes    as the other geometry: one gather for all five
+TranslateX     yes    like the other geometry: one gather for all five
+TranslateY     yes    like the other geometry: one gather for all five
 Rotate         no     an index of pixels, read off PIL
-Brightness     yes    our blend, whose factor may differ from image to image
+Brightness     yes    our blend, with a factor for each image
 Color          no     our blend
 Contrast       no     our blend
 Sharpness      no     our blend
 Posterize      yes    the kernel, once, on the 256 values
 Solarize       yes    the kernel, once, on the 256 values
-AutoContrast   no     ours, by the 256 values
+AutoContrast   no     ours, on the 256 values
 Equalize       yes    the kernel
 =============  =====  ===================================================
 """
@@ -46,28 +47,28 @@ from reproduce.data.datasets import Dataset
 
 
 class Step(NamedTuple):
-    """A step of an augmentation."""
+    """One step of an augmentation."""
 
     numbers: int
-    """How many random numbers it takes for each image."""
+    """How many random numbers it needs for each image."""
     apply: Callable[[Tensor, Tensor], Tensor]
     """Images (n, channels, height, width), uint8, and numbers (n, ``numbers``), float32, uniform in
-    [0, 1) -> images, uint8; float32 once they are normalised."""
+    [0, 1) -> images, uint8, or float32 once they are normalised."""
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Steps, one after the other; without any, images stay as they are."""
+    """Steps applied one after the other; without steps, images stay as they are."""
 
     steps: Sequence[Step] = ()
 
     @property
     def numbers(self) -> int:
-        """How many random numbers an image takes."""
+        """How many random numbers all steps need for each image."""
         return sum(step.numbers for step in self.steps)
 
     def __call__(self, images: Tensor, numbers: Tensor) -> Tensor:
-        """As ``Step.apply``, all of them."""
+        """Apply all steps; shapes and dtypes are as for ``Step.apply``."""
         parts = numbers.split([step.numbers for step in self.steps], dim=1)
         for step, part in zip(self.steps, parts, strict=True):
             images = step.apply(images, part)
@@ -79,20 +80,22 @@ _CUTS = {"vit": 32, "crop-flip": 32, "tiny-imagenet": 64}
 
 
 def make_augmentation(name: str, dataset: Dataset, device: torch.device) -> Augmentation:
-    """From images of ``dataset``, on ``device``, to what a model sees; ``plain`` to evaluate.
+    """Return the augmentation from images of ``dataset``, on ``device``, to a model's input.
+
+    ``plain`` draws nothing; it is the one to evaluate with.
 
     Raises:
-        ValueError: for an unknown augmentation, or one that does not fit the dataset.
+        ValueError: if the augmentation is unknown or does not fit the dataset.
     """
     if name not in _NAMES:
         raise ValueError(f"augmentation must be one of {', '.join(_NAMES)}, got {name!r}")
     if not dataset.mean:
         if name != "plain":
-            raise ValueError(f"tensors take no augmentation but plain, got {name!r}")
+            raise ValueError(f"normalised images only take the augmentation plain, got {name!r}")
         return Augmentation()
     cuts = _CUTS.get(name, dataset.size)
     if cuts != dataset.size:
-        raise ValueError(f"{name!r} cuts images of {cuts}, the dataset's are {dataset.size}")
+        raise ValueError(f"{name!r} is for images of {cuts} pixels, the dataset has {dataset.size}")
     normalise = _normalise(dataset, device)
     match name:
         case "convmixer":
@@ -124,7 +127,7 @@ FLIP = Step(1, _flip)
 
 
 def crop(padding: int) -> Step:
-    """``RandomCrop`` to the same size, of images with ``padding`` black pixels on each side."""
+    """``RandomCrop`` to the same size, after padding with ``padding`` black pixels on each side."""
     return Step(2, partial(_crop, padding))
 
 
@@ -138,7 +141,7 @@ def _crop(padding: int, images: Tensor, numbers: Tensor) -> Tensor:
 
 
 def _pick(images: Tensor, index: Tensor) -> Tensor:
-    """Pixels by their place in each image; ``index`` is (n, height, width), int64."""
+    """Pick pixels by their flat place in each image; ``index`` is (n, height, width), int64."""
     channels = images.shape[1]
     picked = images.flatten(2).gather(2, index.flatten(1)[:, None].expand(-1, channels, -1))
     return picked.view(len(images), channels, *index.shape[1:])
@@ -150,14 +153,15 @@ OPERATIONS = (
     *("Identity", *_GEOMETRY, *_ENHANCEMENTS),
     *("Posterize", "Solarize", "AutoContrast", "Equalize"),
 )
-"""Of ``RandAugment``, in its order."""
+"""The operations of ``RandAugment``, in its order."""
 
 
 def rand_augment(magnitude: int, size: int, device: torch.device) -> Step:
     """``RandAugment`` with one operation, for images of ``size`` pixels a side.
 
-    Nearest neighbour, black where an image was moved away. An operation has two places among those
-    that its number chooses from: one for each sign, or two alike.
+    Geometry uses the nearest neighbour, and black outside the image. The random number chooses
+    among twice as many places as operations: each operation has one for each sign. If the sign
+    does not matter, both are equal.
     """
     places = [(name, sign) for name in OPERATIONS for sign in (1, -1)]
     indices = np.stack([_index(name, sign, magnitude, size) for name, sign in places])
@@ -175,14 +179,14 @@ def rand_augment(magnitude: int, size: int, device: torch.device) -> Step:
 
 
 def _part(highest: float, magnitude: int) -> float:
-    """``magnitude`` of 30 on the way from 0 to ``highest``, in float32 as in ``RandAugment``."""
+    """``highest * magnitude / 30``, in float32 as in ``RandAugment``."""
     return float(np.float32(highest) / np.float32(30) * np.float32(magnitude))
 
 
 def _index(name: str, sign: int, magnitude: int, size: int) -> NDArray[np.int64]:
-    """Where an operation takes each pixel from, 0 for black, else its place and one: (size, size).
+    """Where an operation takes each pixel from, (size, size): 0 for black, else the place plus 1.
 
-    PIL says it of an image of numbers.
+    Found by letting PIL transform an image whose pixels are their own places.
     """
     numbers = np.arange(1, size * size + 1, dtype=np.int32).reshape(size, size)
     image = Image.fromarray(numbers)
@@ -204,7 +208,7 @@ def _index(name: str, sign: int, magnitude: int, size: int) -> NDArray[np.int64]
 
 
 def _values(name: str, magnitude: int, device: torch.device) -> Tensor:
-    """What an operation makes of each of the 256 values, where it changes nothing else: uint8."""
+    """What ``Posterize`` or ``Solarize`` makes of the 256 values, else the values; uint8."""
     values: Tensor = torch.arange(256, dtype=torch.uint8, device=device)
     match name:
         case "Posterize":
@@ -223,8 +227,8 @@ def _rand_augment(
     def is_(name: str) -> Tensor:
         return (operation == OPERATIONS.index(name))[:, None, None, None]
 
-    # All is done to every image, so that nothing depends on how many drew which. Where an operation
-    # is of another kind, index, factor and table leave an image as it is.
+    # Everything is done to every image, so no shape depends on the draw. For operations of another
+    # kind, index, factor and table leave an image unchanged.
     moved = _pick(pad(images.flatten(2), (1, 0))[:, :, None], indices[place])
     grey = _grey(images).float()
     other = grey * is_("Color") + _mean(grey) * is_("Contrast") + _smooth(images) * is_("Sharpness")
@@ -236,7 +240,7 @@ def _rand_augment(
 
 
 def _blend(other: Tensor, images: Tensor, factor: Tensor) -> Tensor:
-    """``Image.blend``: ``other``, float32, with factor 0, the images with 1; ``factor`` is (n,)."""
+    """``Image.blend``: factor 0 gives ``other``, float32, and 1 the images; ``factor`` is (n,)."""
     blended = other + factor[:, None, None, None] * (images - other)
     return blended.clamp(0, 255).to(torch.uint8)
 
@@ -249,15 +253,16 @@ def _grey(images: Tensor) -> Tensor:
 
 
 def _mean(grey: Tensor) -> Tensor:
-    """The mean of each image, (n, 1, 1, 1), rounded: what ``Contrast`` blends with.
+    """The rounded mean of each image, (n, 1, 1, 1): what ``Contrast`` blends with.
 
-    Exact for images of 32 and 64 pixels a side: sums below 2**24, divided by a power of two.
+    Exact for images of 32 and 64 pixels a side: the sum is below 2**24 and the divisor a power of
+    two.
     """
     return (grey.mean(dim=(2, 3), keepdim=True) + 0.5).floor()
 
 
 def _smooth(images: Tensor) -> Tensor:
-    """The filter ``SMOOTH``, float32: what ``Sharpness`` blends with. Outermost pixels stay."""
+    """PIL's filter ``SMOOTH``, float32: what ``Sharpness`` blends with. The border is unchanged."""
     pixels = images.short()
     rows = pixels[..., :-2, :] + pixels[..., 1:-1, :] + pixels[..., 2:, :]
     sums = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * pixels[..., 1:-1, 1:-1]
@@ -270,7 +275,7 @@ def _stretched(images: Tensor) -> Tensor:
     """What ``ImageOps.autocontrast`` makes of the 256 values: (n, channels, 256), uint8."""
     low, high = (bound.double()[:, :, None] for bound in images.flatten(2).aminmax(dim=2))
     values = torch.arange(256, device=images.device)
-    # 255 / tensor would be rounded twice.
+    # 255 / tensor would round twice.
     scale = torch.full_like(low, 255) / (high - low).clamp(min=1)
     stretched = (values * scale - low * scale).clamp(0, 255)
     return torch.where(high > low, stretched, values).to(torch.uint8)
@@ -297,16 +302,16 @@ _TRIES = 10
 
 
 def random_erasing(probability: float) -> Step:
-    """``RandomErasing``, after normalisation: a rectangle becomes the mean.
+    """``RandomErasing``, after normalisation: a rectangle is set to 0, the mean.
 
-    Ten tries for its area and aspect: the first that is smaller than the image.
+    Area and aspect are drawn ten times; the first rectangle smaller than the image is taken.
     """
     return Step(3 + 2 * _TRIES, partial(_random_erasing, probability))
 
 
 def _random_erasing(probability: float, images: Tensor, numbers: Tensor) -> Tensor:
     height, width = images.shape[2:]
-    # In float64, so that no device rounds a side to another whole number.
+    # In float64, so that every device rounds a side to the same whole number.
     does, top, left, area, aspect = numbers.double().split([1, 1, 1, _TRIES, _TRIES], dim=1)
     area = height * width * (0.02 + (0.33 - 0.02) * area)
     aspect = (math.log(0.3) + math.log(3.3 / 0.3) * aspect).exp()

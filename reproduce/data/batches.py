@@ -1,6 +1,6 @@
 """Batches: a function of the images, the augmentation, a seed and an epoch.
 
-The batch size, the device, the process, and where a run was stopped and resumed, change no image.
+No image depends on the batch size, the device, the process, or where a run was resumed.
 """
 
 from collections.abc import Iterator
@@ -25,13 +25,14 @@ class TrainingBatches:
         self.images, self.augmentation, self.seed, self.batch = images, augmentation, seed, batch
 
     def __len__(self) -> int:
-        """Batches in an epoch; the last holds what is left."""
+        """Batches in an epoch; the last one may be smaller."""
         return -(-len(self.images) // self.batch)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch from number ``start`` on.
+        """Yield the batches of one epoch, from number ``start`` on.
 
-        The numbers of its augmentation, a row for each image, are drawn on the CPU at once.
+        The random numbers of its augmentation, a row for each image, are all drawn first, on the
+        CPU.
         """
         order_stream = random_stream(f"order {epoch}", self.seed)
         order = torch.randperm(len(self.images), generator=order_stream)
@@ -47,6 +48,6 @@ class TrainingBatches:
 
 
 def evaluation_batches(images: Images, plain: Augmentation, *, batch: int) -> list[Batch]:
-    """All images in their own order, with an augmentation that draws nothing."""
+    """All images in their order; ``plain`` takes no random numbers."""
     parts = zip(images.pixels.split(batch), images.labels.split(batch), strict=True)
     return [(plain(pixels, pixels.new_empty(len(pixels), 0)), labels) for pixels, labels in parts]

@@ -17,23 +17,24 @@ SOURCES = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 
 
 def load(name: str, root: Path) -> tuple[Images, Images]:
-    """Training and test images of ``cifar10`` or ``cifar100``.
+    """Return the training and test images of ``cifar10`` or ``cifar100``.
 
-    Files that are missing under ``root`` or do not have their published checksum are downloaded.
+    Files that are missing under ``root``, or whose checksum is not the published one, are
+    downloaded.
 
     Raises:
-        MissingDataError: if that fails.
+        MissingDataError: if the download fails.
     """
     source = SOURCES[name]
     try:
         try:
             train = source(root, train=True)
-        except RuntimeError:  # not there, or with another checksum
+        except RuntimeError:  # missing, or the checksum is wrong
             root.mkdir(parents=True, exist_ok=True)
             with FileLock(root / f"{name}.lock"):  # one process downloads, the others wait for it
                 train = source(root, train=True, download=True)
         test = source(root, train=False)
-    except (OSError, HTTPException, RuntimeError) as error:  # the last for a wrong checksum
+    except (OSError, HTTPException, RuntimeError) as error:  # the last means a wrong checksum
         raise MissingDataError(
             f"{name}: {root / source.base_folder} is missing, incomplete or damaged, and the"
             f" download failed ({error}): extract {source.filename} from {source.url} in {root},"

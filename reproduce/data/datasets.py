@@ -1,4 +1,4 @@
-"""The datasets by name: what a model and a recipe must know of them, and how they are read."""
+"""The datasets by name: what models and recipes need to know about them, and how to load them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +10,10 @@ from reproduce.data.root import MissingDataError, data_root
 
 @dataclass(frozen=True)
 class Dataset:
-    """What is known before an image is read. ``mean`` and ``std`` are per channel, of 0 .. 1.
+    """What is known before an image is read.
 
-    Both are empty where images come normalised.
+    ``mean`` and ``std`` are per channel, for values in 0 .. 1. Both are empty if the images are
+    already normalised.
     """
 
     channels: int
@@ -36,7 +37,7 @@ DATASETS = {
     "cifar100": Dataset(
         3, 32, 100, 50_000, 10_000, mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761)
     ),
-    # mean and std are those of ImageNet, as PEMN has it
+    # mean and std are those of ImageNet, as in PEMN
     "tiny-imagenet": Dataset(
         3, 64, 200, 100_000, 10_000, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
     ),
@@ -44,7 +45,7 @@ DATASETS = {
 
 
 def folder(name: str, root: Path | None = None) -> Path | None:
-    """Where ``load`` looks for a dataset; None for one that ships with the package."""
+    """The folder where ``load`` looks for a dataset; None if it ships with the package."""
     if name in ("digits", "digits-held-out"):
         return None
     of_name = tiny_imagenet.FOLDER if name == "tiny-imagenet" else cifar.SOURCES[name].base_folder
@@ -52,10 +53,11 @@ def folder(name: str, root: Path | None = None) -> Path | None:
 
 
 def load(name: str, root: Path | None = None) -> tuple[Images, Images]:
-    """Images to train on, and those to measure on; ``root`` as ``data_root`` takes it.
+    """Return the images to train on and those to measure on; ``root`` is as for ``data_root``.
 
     Raises:
-        MissingDataError: if they are not there and cannot be had, or are not the whole dataset.
+        MissingDataError: if they are missing and cannot be downloaded, or are not the whole
+            dataset.
     """
     if name == "digits":
         train, test = digits.load()

@@ -2,8 +2,8 @@
 
 ``digits.npz`` holds the test set of E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten
 Digits", UCI Machine Learning Repository, 1998, https://doi.org/10.24432/C50P49, under CC BY 4.0
-(https://creativecommons.org/licenses/by/4.0/): every image, in the order of the source, unchanged
-but for the file format. ``images``: uint8, (1797, 8, 8), ink from 0 to 16; ``labels``: uint8.
+(https://creativecommons.org/licenses/by/4.0/): every image, in the order of the source; only the
+file format was changed. ``images``: uint8, (1797, 8, 8), ink from 0 to 16; ``labels``: uint8.
 """
 
 from pathlib import Path
@@ -18,10 +18,10 @@ MEAN, STD = 0.306, 0.376  # of the training images, ink scaled to 0 .. 1
 
 
 def load() -> tuple[Images, Images]:
-    """The first 1,297 images to train on and the last 500, never trained on; normalised.
+    """Return the first 1,297 images, to train on, and the last 500, held out; both normalised.
 
-    The split follows the order of the source, so it depends on no random stream; the class counts
-    of the 500 are 46 to 51.
+    The split follows the order of the source, so it needs no random numbers. Of the 500, 46 to 51
+    belong to each class.
     """
     with np.load(Path(__file__).with_name("digits.npz"), allow_pickle=False) as file:
         ink = torch.from_numpy(file["images"]).unsqueeze(1) / 16

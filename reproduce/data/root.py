@@ -1,15 +1,15 @@
-"""Where the datasets lie that do not ship with the package."""
+"""Where to find the datasets that do not ship with the package."""
 
 import os
 from pathlib import Path
 
 
 class MissingDataError(Exception):
-    """A dataset is not there, not complete or damaged; one line that says what would help."""
+    """A dataset is missing, incomplete or damaged; the message, one line, says what would help."""
 
 
 def data_root(argument: Path | None = None) -> Path:
-    """``argument``, else the folder that ``PEMN_DATA`` names, else one in the user's cache."""
+    """``argument`` if given, else the folder in ``PEMN_DATA``, else one in the user's cache."""
     if argument is not None:
         return argument
     if named := os.environ.get("PEMN_DATA"):

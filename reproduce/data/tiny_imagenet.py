@@ -1,7 +1,7 @@
 """Tiny-ImageNet (Stanford CS231n, 2015), read from its extracted folder ``tiny-imagenet-200``.
 
-Its test images have no labels, so those of ``val`` are the held-out ones. All are decoded once,
-into a file beside the folder: the SHA-256 of names and pixels, then the pixels.
+Its test images have no labels, so the images of ``val`` are held out instead. All images are
+decoded once, into a file beside the folder: the SHA-256 of names and pixels, then the pixels.
 """
 
 import hashlib
@@ -27,11 +27,11 @@ _DIGEST = hashlib.sha256().digest_size
 
 
 def load(root: Path) -> tuple[Images, Images]:
-    """Training and validation images, classes as in ``wnids.txt``.
+    """Return the training and validation images; classes are numbered as in ``wnids.txt``.
 
     Raises:
-        MissingDataError: if the folder is not there, not complete or damaged, or not writable when
-            the images are decoded.
+        MissingDataError: if the folder is missing, incomplete or damaged, or if ``root`` is not
+            writable when the images are decoded.
     """
     folder = root / FOLDER
     try:
@@ -41,7 +41,7 @@ def load(root: Path) -> tuple[Images, Images]:
         )
     except UnicodeDecodeError as error:
         raise MissingDataError(
-            f"tiny-imagenet: wnids.txt or val_annotations.txt in {folder} is no UTF-8 ({error}):"
+            f"tiny-imagenet: wnids.txt or val_annotations.txt in {folder} is not UTF-8 ({error}):"
             f" extract {FOLDER}.zip again"
         ) from error
     except OSError as error:
@@ -61,10 +61,10 @@ def load(root: Path) -> tuple[Images, Images]:
     of_class = {w: sorted((folder / "train" / w / "images").glob("*.JPEG")) for w in classes}
     most = max(len(files) for files in of_class.values())
     for wnid, files in of_class.items():
-        if len(files) < max(most, 1):  # as many in every class
+        if len(files) < max(most, 1):  # every class has as many
             raise MissingDataError(
-                f"tiny-imagenet: {len(files)} images in {folder / 'train' / wnid}, and up to {most}"
-                f" in others: extract {FOLDER}.zip again"
+                f"tiny-imagenet: {len(files)} images in {folder / 'train' / wnid}, but up to {most}"
+                f" in other classes: extract {FOLDER}.zip again"
             )
     if len({path for path, _ in test}) < len(test):
         raise MissingDataError(
@@ -73,7 +73,7 @@ def load(root: Path) -> tuple[Images, Images]:
         )
     for path, _ in test:
         if not path.exists():
-            raise MissingDataError(f"tiny-imagenet: no {path}: extract {FOLDER}.zip again")
+            raise MissingDataError(f"tiny-imagenet: {path} is missing: extract {FOLDER}.zip again")
     train = [(path, number[w]) for w in classes for path in of_class[w]]
     paths, labels = zip(*train, *test, strict=True)
     images = Images(_pixels(root, paths), torch.tensor(labels))
@@ -81,14 +81,14 @@ def load(root: Path) -> tuple[Images, Images]:
 
 
 def _pixels(root: Path, paths: Sequence[Path]) -> Tensor:
-    """Of all images, (n, 3, 64, 64), uint8: as decoded before, else decoded now."""
+    """The pixels of all images, (n, 3, 64, 64), uint8, decoded now if they were not before."""
     decoded = root / f"{FOLDER}.decoded"
     try:
         with FileLock(root / "tiny-imagenet.lock"):  # one process decodes, the others wait for it
             kept = np.fromfile(decoded, np.uint8) if decoded.exists() else np.empty(0, np.uint8)
             pixels = kept[_DIGEST:]
             if kept[:_DIGEST].tobytes() != _digest(root, paths, pixels):
-                for part in root.glob(f"{FOLDER}.decoded.*.part"):  # of a process that was killed
+                for part in root.glob(f"{FOLDER}.decoded.*.part"):  # left by a killed process
                     part.unlink()
                 pixels = np.empty(len(paths) * math.prod(_SHAPE), np.uint8)
                 for image, path in zip(pixels.reshape(-1, *_SHAPE), paths, strict=True):
@@ -96,8 +96,8 @@ def _pixels(root: Path, paths: Sequence[Path]) -> Tensor:
                 write(decoded, _digest(root, paths, pixels), pixels.data)
     except OSError as error:
         raise MissingDataError(
-            f"tiny-imagenet: {decoded} cannot be read or written ({error}): make room in {root},"
-            " and let it be written to, or name another folder with --data or PEMN_DATA"
+            f"tiny-imagenet: {decoded} cannot be read or written ({error}): make room in {root}"
+            " and make it writable, or name another folder with --data or PEMN_DATA"
         ) from error
     return torch.from_numpy(pixels).view(len(paths), *_SHAPE)
 
@@ -111,14 +111,14 @@ def _digest(root: Path, paths: Sequence[Path], pixels: NDArray[np.uint8]) -> byt
 def _decode(path: Path) -> NDArray[np.uint8]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # of a size that is a bomb
+            warnings.simplefilter("error")  # Pillow only warns of decompression bombs
             image = Image.open(path, formats=["JPEG"])
         with image:
             if image.size != _SHAPE[1:] or image.mode not in ("RGB", "L"):
                 width, height = image.size
                 raise ValueError(f"{width} x {height} pixels of mode {image.mode}")
             return np.asarray(image.convert("RGB")).transpose(2, 0, 1)  # a few files are grey
-    except Exception as error:  # whatever Pillow makes of a file that anybody may have written
+    except Exception as error:  # a damaged file can make Pillow raise anything
         raise MissingDataError(
             f"tiny-imagenet: {path} cannot be read ({error}): extract {FOLDER}.zip again"
         ) from error

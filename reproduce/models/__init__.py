@@ -1,4 +1,4 @@
-"""Plain modules that know nothing of masks.
+"""Plain modules that know nothing about masks.
 
 Imports nothing else of the experiments.
 """

@@ -2,7 +2,7 @@
 
 Follows the paper's figure 2 and appendix: a patch embedding, then ``depth`` times a depthwise
 convolution with a residual around it and a pointwise convolution, each convolution followed by GELU
-and batch-norm; average pooling and a linear classifier. Without biases, as PEMN has it.
+and batch-norm; average pooling and a linear classifier. There are no biases, as in PEMN.
 """
 
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ class ConvBlock(nn.Module):
 
 
 class MixerBlock(nn.Module):
-    """Mixing over space, channel by channel and residual, then over channels, place by place."""
+    """Mix over space in each channel, with a residual; then over channels at each place."""
 
     def __init__(self, width: int, kernel: int) -> None:
         super().__init__()

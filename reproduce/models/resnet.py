@@ -1,10 +1,10 @@
 """ResNet for small images (He et al., "Deep Residual Learning", CVPR 2016, arXiv 1512.03385).
 
-Follows section 4.2: a 3x3 convolution, three stages of n blocks of two 3x3 convolutions with
-widths 16, 32 and 64, the second and third stage at half the resolution of the one before; average
-pooling and a linear classifier; 6n + 2 layers. Shortcuts are the parameter-free ones of option A.
-The paper leaves open where the new channels lie: half of them on either side, as the widely used
-PyTorch version by Y. Idelbayev (pytorch_resnet_cifar10) has it. PyTorch's default initialisation.
+Follows section 4.2: a 3x3 convolution; three stages of n blocks, each of two 3x3 convolutions, with
+widths 16, 32 and 64, where the second and third stage halve the resolution; average pooling and a
+linear classifier. That makes 6n + 2 layers. Shortcuts are the parameter-free ones of option A. The
+paper does not say where the new channels go: here half of them on either side, as in the widely
+used PyTorch version by Y. Idelbayev (pytorch_resnet_cifar10). Initialisation is PyTorch's default.
 """
 
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ class Block(nn.Module):
         self.new_channels = outputs - inputs
 
     def shortcut(self, x: Tensor) -> Tensor:
-        """Option A: every ``stride``-th place, and zeros for the new channels."""
+        """Option A: every ``stride``-th pixel, and zeros for the new channels."""
         if self.stride == 1:
             return x
         before = self.new_channels // 2
@@ -32,7 +32,7 @@ class Block(nn.Module):
         return pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, after))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images in, images out; the last activation comes after the sum."""
+        """Images in, images out; the last ReLU comes after the sum."""
         y = relu(self.norm1(self.conv1(x)))
         return relu(self.norm2(self.conv2(y)) + self.shortcut(x))
 
@@ -40,7 +40,7 @@ class Block(nn.Module):
 class ResNet(nn.Module):
     """Images (n, channels, height, width) -> logits (n, classes).
 
-    ``width`` is that of the first stage.
+    ``width`` is the width of the first stage.
 
     Raises:
         ValueError: if ``depth`` is not 6n + 2.

@@ -1,11 +1,11 @@
 """ViT (Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, arXiv 2010.11929).
 
 Follows the paper's figure 1: embedded patches and a class token, a learned position embedding;
-``depth`` times attention and MLP, each behind a layer norm and with a residual around it; a last
-layer norm and a linear classifier on the class token. Where that paper has no small model, the form
-is that of P. Wang's vit-pytorch, which PEMN's sizes point to: heads whose width does not depend on
-that of the model, query, key and value from one matrix without bias, class token and position
-embedding drawn from a standard normal. Attention is PyTorch's own function, for its fused kernels.
+``depth`` times attention and MLP, each after a layer norm and with a residual around it; a last
+layer norm and a linear classifier on the class token. The paper has no small models, so the details
+are those of P. Wang's vit-pytorch, which PEMN's sizes point to: the head width does not depend on
+the model's width; query, key and value come from one matrix without bias; class token and position
+embedding are drawn from a standard normal. Attention is PyTorch's function, for its fused kernels.
 """
 
 import torch
@@ -51,7 +51,7 @@ class MLP(nn.Sequential):
 
 
 class Block(nn.Module):
-    """Attention over the tokens, then an MLP over the channels; norms inside of the residuals."""
+    """Attention over the tokens, then an MLP over the channels; norms are inside the residuals."""
 
     def __init__(self, width: int, heads: int, head_width: int, mlp: int, dropout: float) -> None:
         super().__init__()
@@ -70,8 +70,8 @@ class Block(nn.Module):
 class ViT(nn.Module):
     """Images (n, channels, size, size) -> logits (n, classes).
 
-    ``dropout`` acts on the embedding, on the attention weights and behind every linear layer of a
-    block but qkv.
+    ``dropout`` acts on the embedding, on the attention weights and after every linear layer of a
+    block except qkv.
 
     Raises:
         ValueError: if ``patch`` does not divide ``size``.

@@ -1,4 +1,4 @@
-"""Whether a study can be trusted to a device before days are spent on it: one line a point."""
+"""Check that device, data and folder are ready for a study, before days are spent on it."""
 
 import platform
 import shutil
@@ -23,7 +23,7 @@ from reproduce.training.device import Device, open_device
 from reproduce.training.program import PROGRAM
 from reproduce.training.step import training_step
 
-# A process on a CPU took up to so many times the tensors that are counted.
+# On a CPU a process took up to this many times the memory of the counted tensors.
 PROCESS = 1.6
 
 
@@ -35,9 +35,9 @@ def check_once(
     say: Callable[[str], None],
     together: int = 1,
 ) -> bool:
-    """``check``, unless it was good before: for this folder, machine, device and versions.
+    """``check``, unless it passed before for the same folder, machine, device and versions.
 
-    One process at a time; others wait, and use what it found.
+    One process checks at a time; the others wait and use its result.
 
     Raises:
         OSError: as ``check``.
@@ -49,11 +49,11 @@ def check_once(
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        say(f"another process checks {where}: waiting for it")
+        say(f"another process is checking {where}: waiting for it")
         lock.acquire()
     try:
         if path.exists() and path.read_bytes() == now:
-            say(f"ok       checked before, as {path} says")
+            say(f"ok       checked before, see {path}")
             return True
         good = check(plan, where, data, out, say, together)
         if good:
@@ -71,11 +71,11 @@ def check(
     say: Callable[[str], None],
     together: int = 1,
 ) -> bool:
-    """Whether what the plan still has to train can be trained there; says a line for each point.
+    """Whether the rest of the plan can be trained on ``where``; says one line for each point.
 
-    ``data`` and ``out`` are those of ``run_study``; so many cells will be trained ``together`` on
-    the device, which is opened after the processes of ``stop_and_resume`` have ended. Runs on a
-    dataset that is missing will be skipped, so that it is a failure only where there is no other.
+    ``data`` and ``out`` are as for ``run_study``; ``together`` is how many cells will share the
+    device. The device is opened after the processes of ``stop_and_resume`` have ended. Runs on a
+    missing dataset will be skipped, so it counts as a failure only if every dataset is missing.
 
     Raises:
         OSError: if ``out`` cannot be written.
@@ -99,7 +99,7 @@ def check(
         for point, judge in points.items():
             try:
                 say(f"ok       {point}: {judge()}")
-            except Exception as error:  # whatever it is: the other points are still of interest
+            except Exception as error:  # whatever it is, the other points are still of interest
                 say(f"FAILED   {point}: {' '.join((str(error) or repr(error)).split())}")
                 good = False
         device().release_memory()
@@ -112,19 +112,19 @@ def _load_data(
     images: dict[str, tuple[Images, Images]],
     say: Callable[[str], None],
 ) -> str:
-    """What is there, by its checksums, is put into ``images``."""
+    """Put every dataset that is complete and undamaged into ``images``."""
     for dataset in dict.fromkeys(cell.dataset for cell in cells):
         try:
             images[dataset] = load(dataset, root)
         except MissingDataError as error:
             say(f"warning  data: all runs on {dataset} will be skipped: {error}")
     if not images:
-        raise TrialError("there is none: mend that as said above")
+        raise TrialError("no dataset can be loaded: the lines above say what would help")
     return ", ".join(images)
 
 
 def _count_disk(plan: Plan, out: Path) -> str:
-    """A checkpoint is written while the one before is still there."""
+    """Compare free disk space with the need; a new checkpoint is written beside the old one."""
     sizes = [size(learned(run.cell), bfloat16=False) for run in plan.missing]
     checkpoint = max((of_one.state + of_one.optimizer for of_one in sizes), default=0)
     needed = sum(of_one.file for of_one in sizes) + 2 * checkpoint
@@ -136,7 +136,7 @@ def _count_disk(plan: Plan, out: Path) -> str:
 
 
 def _try_largest(cells: Sequence[Cell], device: Device, together: int) -> str:
-    """Two steps where somebody counts their memory, else what was counted without a step."""
+    """Compare free memory with two steps of the largest cell; on a CPU, with the counted need."""
     sizes = {cell: size(cell, bfloat16=device.bfloat16) for cell in map(learned, cells)}
     largest = max(sizes, key=lambda cell: sizes[cell].memory)
     free = device.free_memory()
@@ -147,14 +147,14 @@ def _try_largest(cells: Sequence[Cell], device: Device, together: int) -> str:
         step()
 
     what = f"{largest.model.label} on {largest.dataset}"
-    less = "choose others with --model, or a device with more memory"
+    less = "choose a smaller one with --model, or a device with more memory"
     try:
         peak = device.peak_memory(two_steps)
     except torch.OutOfMemoryError:
         raise TrialError(f"{what} does not fit in {free / 1e9:.2f} GB: {less}") from None
     counted = sizes[largest]
     needed = PROCESS * counted.memory if peak is None else peak + counted.images
-    each = f", each of {together}" if together > 1 else ""
+    each = f" for each of {together}" if together > 1 else ""
     what += f" needs {needed / 1e9:.2f} GB{each}, {free / 1e9:.2f} GB are free"
     if together * needed > free:
         raise TrialError(f"{what}: {less}")

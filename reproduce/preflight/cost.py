@@ -1,4 +1,4 @@
-"""What it costs to train a cell: memory is counted, time measured on the device at hand."""
+"""What training a cell costs: memory is counted, time is measured on the device at hand."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -21,43 +21,43 @@ from reproduce.training.networks import make_network
 from reproduce.training.step import training_step
 
 ASSUMPTIONS = (
-    "Estimated from the fastest of three steps that learn a mask, which no other cell exceeds, as"
-    " if nothing else ran, and from the augmentation of noise; a held-out image takes a third of a"
-    " step. Memory: of tensors; a process on a CPU takes up to half more."
+    "Times come from the fastest of three steps that learn a mask (no other cell takes longer) and"
+    " from augmenting noise, as if nothing else ran; a held-out image takes a third of a step."
+    " Memory is that of tensors; a process on a CPU takes up to half more."
 )
 
 
 def learned(cell: Cell) -> Cell:
-    """The cell of the same model, dataset and recipe that learns a mask: none costs more."""
+    """The cell with this model, dataset and recipe that learns a mask: no other costs more."""
     return replace(cell, strategy="mp", ratio=None, density=0.5)
 
 
 class Size(NamedTuple):
-    """Bytes that training takes, those of the recipe's batch among them."""
+    """Bytes that training takes, at the recipe's batch size."""
 
     state: int
-    """Of the network, and of the module it was made from."""
+    """The network, and the module it was made from."""
     gradients: int
     optimizer: int
     activations: int
-    """What the backward pass needs of a batch, and two gradients of the largest of it."""
+    """What the backward pass needs of a batch, plus two gradients as large as the largest part."""
     images: int
-    """Those to train on, uint8 unless they come normalised, and the held-out ones, float32."""
+    """Those to train on, uint8 unless already normalised, and the held-out ones, float32."""
     file: int
-    """On disk, not in memory: of a dense network, which no other exceeds."""
+    """On disk, not in memory: that of a dense network, which is the largest."""
 
     @property
     def memory(self) -> int:
-        """While it trains."""
+        """All bytes in memory during training."""
         return sum(self) - self.file
 
 
 @cache
 def size(cell: Cell, *, bfloat16: bool) -> Size:
-    """Counted over tensors that have shapes and no values: nothing is computed.
+    """Count over tensors that have shapes but no values, so nothing is computed.
 
-    ``bfloat16`` is that of the device, and stands for a GPU: activations are those of mixed
-    precision there. Without it all is float32, and the weights of the attention are kept.
+    ``bfloat16`` is the device's, and stands for a GPU: activations are then those of mixed
+    precision. Without it everything is float32, and attention weights are kept, too.
     """
     dataset, meta = DATASETS[cell.dataset], torch.device("meta")
     network = make_network(cell, 0, meta)
@@ -90,18 +90,18 @@ def size(cell: Cell, *, bfloat16: bool) -> Size:
 
 
 class Cost(NamedTuple):
-    """Seconds that a training image takes."""
+    """Seconds for each training image."""
 
     step: float
     augmentation: float
 
     @property
     def image(self) -> float:
-        """Both: one after the other, on the device."""
+        """Both, since they run one after the other on the device."""
         return self.step + self.augmentation
 
     def epoch(self, cell: Cell) -> float:
-        """Seconds of an epoch of the cell, its evaluation included."""
+        """Seconds of an epoch of the cell, including its evaluation."""
         dataset = DATASETS[cell.dataset]
         return dataset.train * self.image + dataset.test * self.step / 3
 
@@ -110,16 +110,16 @@ Kind = tuple[object, int]
 
 
 def kind(cell: Cell) -> Kind:
-    """Cells of one kind cost the same: they have model and image size in common."""
+    """The key under which cells cost the same: model and image size."""
     return cell.model, DATASETS[cell.dataset].size
 
 
 def measure(
     cells: Iterable[Cell], device: Device, say: Callable[[str], object]
 ) -> dict[Kind, Cost | None]:
-    """The cost of each kind of cell; None where the memory of the device is too small.
+    """The cost of each kind of cell; None if it does not fit in the device's memory.
 
-    Each is said before it is measured: on a CPU that takes a while.
+    Each is announced before it is measured, since that takes a while on a CPU.
     """
     costs: dict[Kind, Cost | None] = {}
     for cell in cells:
@@ -141,7 +141,7 @@ def _measure(cell: Cell, device: Device) -> Cost:
 
     batch, few, more = cell.recipe.batch, 2, 8
     if device.slow:
-        # A part of every step is there for any number of images: masks, optimizer.
+        # Part of a step does not depend on the number of images: masks, optimizer.
         low, high = seconds(few), seconds(more)
         image = max(high - low, 0) / (more - few)
         step = image + (high - more * image) / batch

@@ -1,4 +1,4 @@
-"""What a study will run: how far each run is, and what is left of it."""
+"""What a study will run: how far each run is, and what is left to train."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -26,7 +26,7 @@ class Standing(NamedTuple):
     seed: int
     row: Row | None
     kept: int | None
-    """Whole epochs in its checkpoint; None where there is none."""
+    """Whole epochs in its checkpoint; None if it has none."""
 
     @property
     def state(self) -> str:
@@ -37,12 +37,12 @@ class Standing(NamedTuple):
 
     @property
     def left(self) -> int:
-        """Epochs to train; none where there is a row, be it that of a failure."""
+        """Epochs left to train; 0 if there is a row, even that of a failure."""
         return 0 if self.row else self.cell.recipe.epochs - (self.kept or 0)
 
     @property
     def line(self) -> str:
-        """For people, with the ids of cell and run."""
+        """One line for people, with the ids of cell and run."""
         cell, state = self.cell, self.state
         if state == "begun":
             state = f"begun: {self.kept} of {cell.recipe.epochs} epochs"
@@ -52,7 +52,7 @@ class Standing(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Every run of a study, and the rows of older recipes, which do not count."""
+    """Every run of a study, and the rows of older recipes (stale), which do not count."""
 
     study: Study
     runs: list[Standing]
@@ -60,16 +60,16 @@ class Plan(NamedTuple):
 
     @property
     def missing(self) -> list[Standing]:
-        """What is left to train."""
+        """The runs that are left to train."""
         return [run for run in self.runs if run.left]
 
     @property
     def cells(self) -> list[Cell]:
-        """Of what is left to train, each once."""
+        """The cells of the runs left to train, each once."""
         return list(dict.fromkeys(run.cell for run in self.missing))
 
     def seconds(self, costs: Mapping[Kind, Cost | None]) -> float:
-        """Until all is trained that fits on the device, one run after the other."""
+        """Seconds to train every run left that fits on the device, one after the other."""
         return sum(
             run.left * cost.epoch(run.cell)
             for run in self.missing
@@ -77,21 +77,20 @@ class Plan(NamedTuple):
         )
 
     def estimate(self, costs: Mapping[Kind, Cost | None], device: Device) -> str:
-        """What is left and how long it takes, for people."""
+        """How many runs are left and how long they take, for people."""
         time = duration(self.seconds(costs))
-        return (
-            f"{len(self.missing)} runs to train, about {time} on {device.torch} ({device.hardware})"
-        )
+        where = f"{device.torch} ({device.hardware})"
+        return f"{len(self.missing):,} runs to train, about {time} on {where}"
 
 
 def read_plan(study: Study, seeds: Sequence[int], out: Path, ledger: Path | None = None) -> Plan:
-    """How far every run is in ``out`` and ``ledger``, as ``run_study`` takes them.
+    """Find out how far every run is; ``out`` and ``ledger`` are as for ``run_study``.
 
     Raises:
         CheckpointError, OSError: if rows or a checkpoint cannot be read.
     """
     wanted = [(cell, seed) for seed in seeds for cell in study.cells]
-    if not out.exists() and not (ledger and ledger.exists()):  # a store would make both
+    if not out.exists() and not (ledger and ledger.exists()):  # a store would create both
         return Plan(study, [Standing(cell, seed, None, None) for cell, seed in wanted], [])
     store = RunStore(out, study.name, console.console().print, ledger)
     rows = store.rows()
@@ -106,9 +105,9 @@ def read_plan(study: Study, seeds: Sequence[int], out: Path, ledger: Path | None
 
 
 def make_table(plan: Plan, costs: Mapping[Kind, Cost | None], *, bfloat16: bool) -> Table:
-    """One line for each model on one dataset: how many of its runs are how far, what is left.
+    """One line for each model and dataset: how far its runs are, and what is left.
 
-    ``bfloat16`` is as ``size`` takes it.
+    ``bfloat16`` is as for ``size``.
     """
     table = console.table(caption=ASSUMPTIONS, padding=0)  # for 80 columns
     table.add_column("model", no_wrap=True)
@@ -129,9 +128,9 @@ def make_table(plan: Plan, costs: Mapping[Kind, Cost | None], *, bfloat16: bool)
         table.add_row(
             first.model.label,
             first.dataset,
-            str(len(states)),
-            *(str(states.count(state)) for state in ("done", "begun", "failed")),
-            str(len(of_group.stale)),
+            f"{len(states):,}",
+            *(f"{states.count(state):,}" for state in ("done", "begun", "failed")),
+            f"{len(of_group.stale):,}",
             f"{size(learned(first), bfloat16=bfloat16).memory / 1e9:.2f}",
             speed,
             left,
@@ -140,6 +139,6 @@ def make_table(plan: Plan, costs: Mapping[Kind, Cost | None], *, bfloat16: bool)
 
 
 def _is_of(cell: Cell, row: Row) -> bool:
-    """Whether it is a row of the same model on the same dataset."""
+    """Whether ``row`` has the model and dataset of ``cell``."""
     wanted = (asdict(cell.model), cell.dataset)
     return (row.configuration["model"], row.configuration["dataset"]) == wanted

@@ -1,4 +1,4 @@
-"""Small trials of a device: its numbers, its training, its way back from a checkpoint."""
+"""Small trials of a device: its numbers, its training, resuming from a checkpoint."""
 
 import subprocess
 import sys
@@ -27,25 +27,28 @@ from reproduce.training.run import Skipped, train_run
 
 SMALL = [cell for cell in STUDIES["digits"].cells if cell.name == "mp"]
 """A cell of each family that trains in seconds."""
-# Relative distances that are allowed: of the logits, and of the score gradients of any layer. On a
-# CPU they were up to 2e-6 and 4e-6 in float32, 0.013 and 0.2 (ResNet; the others 0.02) in bfloat16.
-# But one ReLU of the ResNet that rounding turns over changes gradients by up to 8e-3.
+# Allowed relative distances: of the logits, and of any layer's score gradients. On a CPU they were
+# up to 2e-6 and 4e-6 in float32, and 0.013 and 0.2 (ResNet; others 0.02) in bfloat16. But a single
+# ReLU of the ResNet that rounding flips changes gradients by up to 8e-3.
 TOLERANCES = {"float32": (1e-4, 3e-2), "bfloat16": (0.05, 0.5)}
 STEPS = 50
-# The least fall of the loss, of the first; on a CPU, full size or small, it was 0.08 or more.
+# The loss must fall by this fraction of the first; on a CPU, at any size, it fell by 0.08 or more.
 FALL = 0.03
-_UPDATE = "do not trust it; another version of PyTorch or of the driver may mend it"
+_UPDATE = "do not trust this device; another version of PyTorch or of the driver may help"
 
 
 class TrialError(Exception):
-    """A device cannot be trusted, or not with this: one line that says what to do."""
+    """The device or machine is not ready for the study; the message, one line, says what to do."""
 
 
 def compare_numbers(cells: Sequence[Cell], device: Device) -> str:
-    """Masks bit by bit with the CPU's, at full size too; all else of small cells with float64's.
+    """Compare the device's numbers with the CPU's.
+
+    Masks must be equal bit by bit, at full size, too. Logits and score gradients of small cells are
+    compared with float64.
 
     Raises:
-        TrialError: if they differ by more than ``TOLERANCES``.
+        TrialError: if a mask differs, or anything else by more than ``TOLERANCES``.
     """
     for cell in each_family(cells):
         _compare_masks(cell, make_network(cell, 0, device.torch))
@@ -68,10 +71,10 @@ def compare_numbers(cells: Sequence[Cell], device: Device) -> str:
             if not (logits <= allowed[0] and max(gradients) <= allowed[1]):  # nor NaN
                 raise TrialError(
                     f"{what}: relative distances of logits and score gradients on {device.torch}"
-                    f" from float64 on the CPU, of which {allowed} are allowed: {_UPDATE}"
+                    f" from float64 on the CPU, at most {allowed} are allowed: {_UPDATE}"
                 )
             said.append(what)
-    return f"masks equal; logits and score gradients off float64 by {', '.join(said)}"
+    return f"masks equal; distance of logits and score gradients from float64: {', '.join(said)}"
 
 
 def _compare_masks(cell: Cell, network: Network) -> None:
@@ -82,7 +85,7 @@ def _compare_masks(cell: Cell, network: Network) -> None:
         expected = pemn.score_mask(scores.detach().cpu().double(), density=cell.density)
         if not torch.equal(mask.cpu().double(), expected):
             raise TrialError(
-                f"the mask of {name} of {cell.model.label} is not the CPU's: {_UPDATE}"
+                f"the mask of {name} in {cell.model.label} differs from the CPU's: {_UPDATE}"
             )
 
 
@@ -93,7 +96,7 @@ def _without_dropout(cell: Cell) -> Cell:
 
 
 def _in_float64(cell: Cell) -> Network:
-    """The network of the cell on the CPU."""
+    """The network of the cell, in float64 on the CPU."""
     state = make_network(cell, 0, torch.device("cpu")).state
     assert state is not None
     parts = [
@@ -112,7 +115,7 @@ def _results(network: Network, x: Tensor, y: Tensor) -> list[Tensor]:
 
 
 def each_family(cells: Sequence[Cell]) -> list[Cell]:
-    """The first of each, with a learned mask."""
+    """The first cell of each family, with a learned mask."""
     return [learned(cell) for cell in {c.model.family: c for c in reversed(cells)}.values()]
 
 
@@ -122,7 +125,9 @@ def train_briefly(
     device: Device,
     folder: Path,
 ) -> str:
-    """Fifty steps of each family, epoch by epoch over a few images, of the digits where none are.
+    """Train each family for fifty steps, in epochs over a few images.
+
+    If a dataset is not in ``images``, the digits take its place.
 
     Raises:
         TrialError: if a loss does not fall, or the memory is too small.
@@ -146,7 +151,7 @@ def train_briefly(
             lambda _: None,
         )
         if isinstance(row, Skipped):
-            raise TrialError(f"{row.reason} for {cell.model.label}: choose by --model")
+            raise TrialError(f"{row.reason} for {cell.model.label}: choose another with --model")
         if isinstance(row, Failed):
             raise TrialError(f"{cell.model.label}: {row.failed}: {_UPDATE}")
         first, last = row.history[0].loss, row.history[-1].loss
@@ -158,13 +163,13 @@ def train_briefly(
 
 
 def stop_and_resume(where: torch.device, folder: Path) -> str:
-    """The command itself, resuming a run that another process stopped, beside one in one piece.
+    """Stop a run, resume it with the command itself, and compare it with an uninterrupted run.
 
-    Three processes of their own, as a user's would be: the whole run, the first part, the rest.
-    This process opens the device after them, since some clusters let only one have it.
+    The whole run, the first part and the rest are separate processes, as they would be for a user.
+    This process opens the device after them, since on some clusters only one process may hold it.
 
     Raises:
-        TrialError: if the rest is not as ``compare_runs`` would have it, or a process fails.
+        TrialError: if a process fails, or ``compare_runs`` finds a difference.
     """
     run = _RESUMED.run_id(0)
     whole, parts = (RunStore(folder / name, "digits", print) for name in ("whole", "parts"))
@@ -177,12 +182,12 @@ def stop_and_resume(where: torch.device, folder: Path) -> str:
     _run(*_command(where, parts.out))
     device = open_device(str(where))
     compare_runs(parts, whole, run, kept, device)
-    same = ", to the same bits" if device.repeats else ""
-    return f"stopped after {len(kept)} epochs, resumed to {_RESUMED.recipe.epochs}{same}"
+    same = ", with the same bits" if device.repeats else ""
+    return f"stopped after {len(kept)} epochs, resumed to epoch {_RESUMED.recipe.epochs}{same}"
 
 
 (_RESUMED,) = STUDIES["digits"].chosen(models=["convmixer"], strategies=["mp"]).shortened(10).cells
-_NO_STOP = "do not stop runs there, or mend that first"
+_NO_STOP = "do not stop runs there until this is fixed"
 
 
 def _command(where: torch.device, out: Path) -> list[str]:
@@ -204,26 +209,26 @@ def _command(where: torch.device, out: Path) -> list[str]:
 def _run(*arguments: str) -> None:
     done = subprocess.run(
         [sys.executable, *arguments],
-        cwd=Path(__file__).parents[2],  # where python finds the package
+        cwd=Path(__file__).parents[2],  # so that Python finds the package
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         encoding="utf-8",
         errors="replace",
     )
     if done.returncode:
-        said = done.stderr.strip() or "nothing was said"
+        said = done.stderr.strip() or "no message"
         raise TrialError(f"exit code {done.returncode}: {said}: {_NO_STOP}")
 
 
 @dataclass
 class _After(Stop):
-    """Asks to stop after so many steps, whatever time they take."""
+    """Ask to stop after ``steps`` steps, whatever time they take."""
 
     steps: int = 0
 
     @property
     def asked(self) -> bool:
-        """Whether these steps are done."""
+        """Whether these steps are done; each call counts as one."""
         self.steps -= 1
         if self.steps < 0:
             self.code = OUT_OF_TIME
@@ -231,7 +236,7 @@ class _After(Stop):
 
 
 def train_a_part(device: Device, out: Path) -> None:
-    """Train until the middle of the third epoch, and stop as a signal or a time limit would."""
+    """Train to the middle of the third epoch, then stop as after a signal or a time limit."""
     run, images = _RESUMED.run_id(0), load("digits")
     store = RunStore(out, "digits", print)
     steps = 2.5 * len(images[0]) / _RESUMED.recipe.batch
@@ -243,17 +248,18 @@ def train_a_part(device: Device, out: Path) -> None:
 def compare_runs(
     parts: RunStore, whole: RunStore, run: str, kept: Sequence[Epoch], device: Device
 ) -> None:
-    """A run in parts, the first of which left the epochs ``kept``, with one in one piece.
+    """Compare a run in two parts, the first of which left the epochs ``kept``, with a whole one.
 
     Raises:
-        TrialError: if it began anew; or if row, times aside, or network differ, where runs repeat.
+        TrialError: if the second part started over; or, on a device that repeats runs, if the row
+            (except its times) or the network differs.
     """
     row, expected = (_result(store, run) for store in (parts, whole))
-    if row.history[: len(kept)] != [*kept]:  # times and all
+    if row.history[: len(kept)] != [*kept]:  # including their times
         raise TrialError(f"the run was not resumed from its checkpoint: {_NO_STOP}")
     one, other = (store.file(run).read_bytes() for store in (parts, whole))
     if device.repeats and (_times_aside(row) != _times_aside(expected) or one != other):
-        raise TrialError(f"row or network are not those of a run in one piece: {_NO_STOP}")
+        raise TrialError(f"row or network differs from an uninterrupted run: {_NO_STOP}")
 
 
 def _result(store: RunStore, run: str) -> Measured:
@@ -269,5 +275,5 @@ def _times_aside(row: Measured) -> Measured:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)  # as the study has it
+    torch.set_num_threads(1)  # as in the study
     train_a_part(open_device(sys.argv[1]), Path(sys.argv[2]))

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MultipleLocator, StrMethodFormatter
 
+from reproduce.report.tables import sizes
 from reproduce.rows.row import Row
 from reproduce.rows.shared import write
 from reproduce.rows.summary import Summary, interval, measured, summarise
@@ -39,8 +40,10 @@ _METHODS = {
 }
 _DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "tiny-imagenet": "Tiny-ImageNet"}
 _LINES = {"dense": (_GREY, "-"), "control": (_ORANGE, "--")}
+_NOT_FROM_0 = "(the axis does not start at 0)"
 _ACCOUNTINGS = ("as plotted", "weights + masks", "whole model", "on disk")
 _LEFT_OUT = """\
+no axis starts at 0; what is filled in the lower panels is counted, not measured
 as plotted by the paper: without normalisation, biases and buffers; pruned networks without masks
 weights + masks: the same, every mask counted; whole model: with all that it needs to run
 on disk: its file; those of pruned networks hold the zeros, so that nothing is saved"""
@@ -120,7 +123,9 @@ def _capacity(values: Sequence[Reported], rows: Sequence[Row]) -> Figure:
             for value in values
             if value.cell.model == model
         }
-        _paper_marks(axes, [(place, paper[cell]) for cell, place in places.items()], look)
+        # Not joined: between two strategies there is nothing.
+        for cell, place in places.items():
+            axes.plot(place, paper[cell], look[1], color=look[0], mfc="white")
         for summary in summarise(places, rows):
             seeds += _our_mark(axes, places[summary.cell] + 0.1, summary, look)
         label = f"depth {model.depth}, width {model.width}"
@@ -130,7 +135,7 @@ def _capacity(values: Sequence[Reported], rows: Sequence[Row]) -> Figure:
     axes.set_xlim(-0.5, len(names) - 0.5)
     axes.set_xticks(range(len(names)), names)
     axes.set_xlabel("strategy, from a value for each weight to a single one")
-    axes.set_ylabel("accuracy, % of the 10,000 test images")
+    axes.set_ylabel(f"accuracy, % of the 10,000 test images\n{_NOT_FROM_0}")
     axes.grid(axis="y", alpha=0.3)
     axes.set_title(title(values))
     _legend(figure, [*sizes, *_kinds(seeds)])
@@ -194,27 +199,25 @@ def _accuracies(axes: Axes, values: Sequence[Reported], summaries: Sequence[Summ
             series.setdefault(_method(cell), []).append((saved, accuracy))
             seeds += _our_mark(axes, saved + beside, summary, (color, mark))
     for method, points in series.items():
-        _paper_marks(axes, points, _METHODS[method][:2])
+        color, mark, *_ = _METHODS[method]
+        axes.plot(*zip(*points, strict=True), color=color, marker=mark, mfc="white", linewidth=0.8)
     axes.grid(axis="y", alpha=0.3)
     return seeds
 
 
 def _accountings(axes: Axes, values: Sequence[Reported], summaries: Sequence[Summary]) -> None:
     """The lower panel of a model: what the same networks save by each accounting."""
-    for value, (cell, *_, size, on_disk) in zip(values, summaries, strict=True):
+    for value, summary in zip(values, summaries, strict=True):
+        cell, (size, on_disk) = value.cell, sizes(summary)
         if cell.strategy == "dense" or value.compression is None:
             continue
         color, mark, _, up = _METHODS[_method(cell)]
-        saved = [value.compression]
-        if size is not None:
-            saved += [100 * size.paper, 100 * size.whole]
-            if on_disk is not None and cell.strategy not in PRUNED:
-                saved.append(100 * (1 - 8 * on_disk / size.dense_bits))
+        saved = [value.compression, 100 * size.paper, 100 * size.whole]
+        if cell.strategy not in PRUNED:
+            saved.append(100 * (1 - 8 * on_disk / size.dense_bits))
         for line, percent in enumerate(saved):
             filled = color if line else "white"
             axes.plot(percent, up - line, mark, color=color, mfc=filled, markersize=5)
-    if not any(summary.storage for summary in summaries):
-        axes.text(0.5, 0.35, "not measured", color=_GREY, ha="center", transform=axes.transAxes)
     axes.set_yticks(range(0, -len(_ACCOUNTINGS), -1), _ACCOUNTINGS)
     axes.set_ylim(0.5 - len(_ACCOUNTINGS), 0.5)
     axes.grid(axis="x", alpha=0.3)
@@ -222,11 +225,6 @@ def _accountings(axes: Axes, values: Sequence[Reported], summaries: Sequence[Sum
 
 def _method(cell: Cell) -> str:
     return cell.strategy if cell.strategy in PRUNED else cell.name
-
-
-def _paper_marks(axes: Axes, points: Sequence[tuple[float, float]], look: tuple[str, str]) -> None:
-    color, mark = look
-    axes.plot(*zip(*points, strict=True), color=color, marker=mark, mfc="white", linewidth=0.8)
 
 
 def _our_mark(axes: Axes, x: float, summary: Summary, look: tuple[str, str]) -> list[int]:
@@ -306,6 +304,7 @@ def _unique(heading: str, summaries: Sequence[Summary]) -> Figure:
     axes.set_xlabel("unique weight values stored")
     axes.set_ylabel(
         f"accuracy after the last epoch\n(% of {summaries[0].held_out:,} images held out)"
+        f"\n{_NOT_FROM_0}"
     )
     axes.grid(axis="y", alpha=0.3)
     figure.suptitle(fill(heading, 45), fontsize="medium")

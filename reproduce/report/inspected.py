@@ -1,6 +1,5 @@
 """What a compressed file holds, for people: ``python -m reproduce inspect``."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -10,17 +9,18 @@ import pemn_ref as pemn
 from pemn_ref.checks import each_density
 from pemn_ref.file import Info, inspect
 from reproduce.report import console
+from reproduce.training.files import describe_file
 
 
 def make_tables(path: Path) -> list[Table]:
-    """What a compressed file holds, layer by layer, and its size by the three accountings.
+    """The size of a compressed file by the three accountings, and what it holds, layer by layer.
 
     Raises:
         FileError: if the header is not that of a compressed file.
         OSError: if it cannot be read.
     """
     info = inspect(path)
-    return [_layers(info), _totals(info, path.stat().st_size)]
+    return [_totals(info, path), _layers(info)]
 
 
 def _table(*columns: str, title: str | None, caption: str) -> Table:
@@ -31,19 +31,11 @@ def _table(*columns: str, title: str | None, caption: str) -> Table:
 
 
 def _layers(info: Info) -> Table:
-    density = "by layer" if isinstance(info.density, Mapping) else info.density
-    ratio = f", ratio {info.strategy.ratio}" if info.strategy.name == "rp" else ""
-    table = _table(
-        "layer",
-        "shape",
-        "kept",
-        "bits",
-        title=f"{info.strategy.name}{ratio}, density {density}",
-        caption=f"tag: {info.tag!r}" if info.tag else "no tag",
-    )
+    tag = f"tag: {info.tag!r}" if info.tag else "no tag"
+    table = _table("layer", "shape", "kept", "bits", title=None, caption=tag)
 
     def add(name: str, shape: torch.Size, kept: str, bits: int) -> None:
-        table.add_row(name, "x".join(map(str, shape)) or "1", kept, f"{bits:,}")
+        table.add_row(name, "x".join(f"{size:,}" for size in shape) or "1", kept, f"{bits:,}")
 
     each = each_density(info.density, info.shapes)
     for name, shape in info.shapes.items():
@@ -57,7 +49,8 @@ def _layers(info: Info) -> Table:
     return table
 
 
-def _totals(info: Info, size: int) -> Table:
+def _totals(info: Info, path: Path) -> Table:
+    size = path.stat().st_size
     others = [*info.rest.values(), *info.buffers.values()]
     cost = pemn.storage(info.shapes, info.strategy, others)
     table = _table(
@@ -65,7 +58,7 @@ def _totals(info: Info, size: int) -> Table:
         "bits",
         "of dense",
         "saved %",
-        title=None,
+        title=f"{path.name}: {describe_file(path)}",
         caption=(
             "paper: a bit for each weight of a layer and 32 for each value of a prototype, against"
             " 32 for each weight; it leaves out the rest (normalisation, biases, ...) and the"

@@ -6,7 +6,7 @@ from pathlib import Path
 from reproduce.report import frontier
 from reproduce.report.figures import PAPER_FIGURES, draw_figures, title
 from reproduce.report.tables import legend, make_table, markdown
-from reproduce.rows.ledger import read
+from reproduce.rows.ledger import groups_with, read
 from reproduce.rows.row import Row
 from reproduce.rows.shared import write
 from reproduce.rows.summary import measured
@@ -38,7 +38,7 @@ class PageError(Exception):
 def write_page(ledger: Path, out: Path, say: Callable[[str], None]) -> list[Path]:
     """Write the pages of a ledger and all its figures into the folder ``out``; the files written.
 
-    Rows that do not count are said.
+    Rows that do not count are said, and what is drawn; of a ledger without rows nothing is.
 
     Raises:
         PageError: if ``out`` has a page that this has not made.
@@ -48,8 +48,11 @@ def write_page(ledger: Path, out: Path, say: Callable[[str], None]) -> list[Path
     if path.exists() and not path.read_bytes().startswith(_MADE.encode()):
         raise PageError(f"{path} is not a page that figures has made: name another folder")
     studies = _studies(ledger, say)
+    if not studies:
+        return []
     paths = []
-    for groups, rows in studies.values():
+    for name, (groups, rows) in studies.items():
+        say(f"drawing the figures of {name}")
         paths += draw_figures(groups, rows, out)
     write(path, _page(ledger, studies).encode())
     return [*paths, path, *frontier.write_page(ledger, out, say)]
@@ -67,26 +70,30 @@ def make_page(ledger: Path, say: Callable[[str], None]) -> str:
 
 
 def _page(ledger: Path, studies: _Studies) -> str:
-    groups, rows = studies["paper"]
     smaller = {name: study for name, study in studies.items() if name != "paper"}
-    everything = [*groups, *(group for more, _ in smaller.values() for group in more)]
-    cells = STUDIES["paper"].cells
-    plotted = len({value.cell for value in REPORTED})
+    everything = [group for groups, _ in studies.values() for group in groups]
     parts = [
         _MADE,
         _HOW,
         "In the tables:",
         "\n".join(f"- {line}" for line in legend(everything)),
-        "## The paper",
-        f"{len(measured(cells, rows))} of {len(cells)} cells are measured: the paper plots"
-        f" {plotted}, the others are our controls.",
-        *(_picture(stem, title(values)) for stem, values in PAPER_FIGURES.items()),
-        *_notes(ledger, "paper"),
-        *(markdown(make_table(group, rows)) for group in groups),
-        "## Smaller studies",
-        "Not one is a cell of the paper." if smaller else "None is measured yet.",
-        *(_FRONTIER for study in frontier.STUDIES[:1] if (ledger / f"{study.name}.jsonl").exists()),
     ]
+    if "paper" in studies:
+        groups, rows = studies["paper"]
+        cells = STUDIES["paper"].cells
+        plotted = len({value.cell for value in REPORTED})
+        parts += [
+            "## The paper",
+            f"{len(measured(cells, rows))} of {len(cells)} cells are measured: the paper plots"
+            f" {plotted}, the others are our controls.",
+            *(_picture(stem, title(values)) for stem, values in PAPER_FIGURES.items()),
+            *_notes(ledger, "paper"),
+            *(markdown(make_table(group, rows)) for group in groups),
+        ]
+    if smaller:
+        parts += ["## Smaller studies", "Not one is a cell of the paper."]
+    if any((ledger / f"{study.name}.jsonl").exists() for study in frontier.STUDIES):
+        parts.append(_FRONTIER)
     for study, (groups, rows) in smaller.items():
         parts += _notes(ledger, study)
         for group in groups:
@@ -106,21 +113,19 @@ def _picture(stem: str, text: str) -> str:
 
 
 def _studies(ledger: Path, say: Callable[[str], None]) -> _Studies:
-    """Of the paper all groups, of the other studies those that have rows; and the rows.
+    """Of each study the groups that have rows, and the rows; of the paper all groups.
 
-    (The byte frontier has a page of its own.)
+    The paper is left out where there is neither a row of it nor its notes. (The byte frontier
+    has a page of its own.)
     """
     studies = {}
     for study in STUDIES.values():
         if any(cell.family for cell in study.cells):
             continue
         rows = read(ledger, study.name, say)
-        known = {row.cell for row in rows}
-        groups = [
-            group
-            for group in study.groups()
-            if study.name == "paper" or not known.isdisjoint(cell.id for cell in group.cells)
-        ]
+        groups = groups_with(rows, study)
+        if study.name == "paper" and (rows or _notes(ledger, "paper")):
+            groups = study.groups()
         if groups:
             studies[study.name] = groups, rows
     return studies

@@ -8,10 +8,11 @@ from rich.console import Console
 
 from reproduce.report.console import duration, in_markdown
 from reproduce.report.console import table as new_table
-from reproduce.rows.row import Failed, Row
+from reproduce.rows.row import Failed, Row, Storage
 from reproduce.rows.summary import Summary, images_error, interval, mean, summarise
 from reproduce.study.cells import Group
 from reproduce.study.studies import REPORTED
+from reproduce.training.files import size_of
 
 _ACCURACY = {value.cell: value.accuracy for value in REPORTED}
 _PLOTTED = {value.cell: value.compression for value in REPORTED if value.compression is not None}
@@ -22,21 +23,25 @@ _LEGEND = (
     "95 %: half the width of the 95 % interval of that mean, by Student's t over the seeds; of one"
     " seed there is none",
     "best: mean of each seed's best epoch on the same images: not a result, only for comparison",
-    "saved: bits, of the float32 weights by the paper's accounting (a bit for each weight of a"
+    "saved: in %, bits of the float32 weights by the paper's accounting (a bit for each weight of a"
     " layer, 32 for each unique value), which leaves out all that is not masked (normalisation,"
     " biases, tokens, buffers), and of the whole model, which counts it",
     "bytes: of the file of one network, header included; a dense or pruned one is an ordinary file,"
     " with its zeros",
+    "unique, saved and bytes are counted where nothing is measured: they do not depend on training",
     "control: the masks of mp at random, only what is not masked trained",
 )
 _PAPER_LEGEND = (
     "paper's best: what the paper plots, as far as it says one run, at its best epoch on the test"
     " set",
-    "best - paper's: in points",
-    "saved, plotted: by the paper, one value a model whatever the dataset; of a pruned network it"
-    " is the share of weights removed and leaves out the bit a weight that says which are kept,"
-    " which the columns beside it count",
+    "best - paper's: in points; not shown below 100 columns",
+    "saved, plot: as the paper plots it, one value a model whatever the dataset; of a pruned"
+    " network it is the share of weights removed and leaves out the bit a weight that says which"
+    " are kept, which the columns beside it count",
 )
+
+
+_DIFFERENCE = "best -\npaper's"
 
 
 class Table(NamedTuple):
@@ -53,11 +58,11 @@ def make_table(group: Group, rows: Sequence[Row]) -> Table:
 
     Rows of other cells are not counted.
     """
-    order = {cell: place for place, cell in enumerate(_ACCURACY)}  # the canary in its place
-    cells = sorted(group.cells, key=lambda cell: order.get(cell, len(order)))
+    cells = sorted(group.cells, key=lambda cell: cell.place)  # the canary in its place
     summaries = summarise(cells, rows)
     beside = any(cell in _ACCURACY for cell in group.cells)
-    lines = [_line(summary, beside) for summary in summaries]
+    plotted = any(cell in _PLOTTED for cell in group.cells)
+    lines = [_line(summary, beside, plotted) for summary in summaries]
     names = {cell.id: cell.name for cell in group.cells}
     mine = [row for row in rows if row.cell in names]
     return Table(
@@ -68,10 +73,17 @@ def make_table(group: Group, rows: Sequence[Row]) -> Table:
     )
 
 
-def _line(summary: Summary, beside: bool) -> dict[str, str]:
-    """Column -> text; ``beside`` the paper's values or not."""
-    cell, last, best, failed, _, size, on_disk = summary
-    paper, plotted = _ACCURACY.get(cell), _PLOTTED.get(cell)
+def sizes(summary: Summary) -> tuple[Storage, int]:
+    """What a network of the cell costs, and the bytes of its file: of its row, or else counted."""
+    counted, size = size_of(summary.cell)
+    return summary.storage or Storage(**counted._asdict()), summary.bytes or size
+
+
+def _line(summary: Summary, beside: bool, plotted: bool) -> dict[str, str]:
+    """Column -> text; ``beside`` the paper's accuracies or not, and what it ``plotted``."""
+    cell, last, best, failed, *_ = summary
+    size, on_disk = sizes(summary)
+    paper = _ACCURACY.get(cell)
     average = mean(best)
     percent = ".2f" if beside else ".1f"
 
@@ -87,13 +99,13 @@ def _line(summary: Summary, beside: bool) -> dict[str, str]:
     line["best\n%"] = measured(average, percent)
     if beside:
         difference = None if paper is None or average is None else average - paper
-        line["best -\npaper's"] = measured(difference, "+.2f")
-    line["unique\nvalues"] = measured(size.unique if size else None, ",")
-    if beside:
-        line["saved %\nplotted"] = _text(plotted, ".2f")
-    line["saved %\npaper"] = measured(100 * size.paper if size else None, ".2f")
-    line["saved %\nwhole"] = measured(100 * size.whole if size else None, ".2f")
-    line["bytes\non disk"] = measured(on_disk, ",")
+        line[_DIFFERENCE] = measured(difference, "+.2f")
+    line["unique\nvalues"] = f"{size.unique:,}"
+    if plotted:
+        line["saved\nplot"] = _text(_PLOTTED.get(cell), ".2f")
+    line["saved\npaper"] = f"{100 * size.paper:.2f}"
+    line["saved\nwhole"] = f"{100 * size.whole:.2f}"
+    line["bytes\non disk"] = f"{on_disk:,}"
     return line
 
 
@@ -146,19 +158,22 @@ def legend(groups: Sequence[Group]) -> list[str]:
 
 
 def show(console: Console, groups: Sequence[Group], rows: Sequence[Row]) -> None:
-    """Print the tables of the groups and what their columns mean, in a console 100 wide or more.
+    """Print the tables of the groups and what their columns mean, in a console 80 wide or more.
 
-    So wide are those of the paper, and a number must not be cut off.
+    In one less than 100 wide, where not all would fit, names of pruned networks have two lines, and
+    what can be read off two columns beside each other has none.
     """
-    console.width = max(console.width, 100)
+    console.width = max(console.width, 80)
+    narrow = console.width < 100
     for group in groups:
         table = make_table(group, rows)
         shown = new_table(title=table.title, caption="\n".join(table.notes), padding=0)
-        for column in table.columns:
-            left = column == "strategy"
-            shown.add_column(column, justify="left" if left else "right", no_wrap=True)
-        for line in table.lines:
-            shown.add_row(*line)
+        columns = [n for n, name in enumerate(table.columns) if not narrow or name != _DIFFERENCE]
+        for n in columns:
+            shown.add_column(table.columns[n], justify="right" if n else "left", no_wrap=True)
+        for name, *rest in table.lines:
+            line = [name.replace("prune_", "prune_\n") if narrow else name, *rest]
+            shown.add_row(*(line[n] for n in columns))
         console.print(shown, soft_wrap=False)
     if groups:
         console.print("\n".join(legend(groups)), soft_wrap=False)

@@ -1,4 +1,4 @@
-"""What was measured: rows, the ledger that keeps them, and what they say of a cell.
+"""What was measured: rows, the ledger that keeps them, and what they say about a cell.
 
 Imports study.
 """

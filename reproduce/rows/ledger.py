@@ -1,10 +1,11 @@
 """The ledger: the rows that are kept, one file a study, whichever machine has measured them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from reproduce.rows.row import Line, Row, append_row, read_lines, read_rows
 from reproduce.rows.shared import lock
+from reproduce.study.cells import Group, Study
 from reproduce.study.studies import STUDIES
 
 
@@ -24,6 +25,12 @@ def read(folder: Path, study: str, say: Callable[[str], None]) -> list[Row]:
         else:
             rows[row.run] = row
     return [*rows.values()]
+
+
+def groups_with(rows: Sequence[Row], study: Study) -> list[Group]:
+    """The groups of a study of which there is a row."""
+    known = {row.cell for row in rows}
+    return [g for g in study.groups() if not known.isdisjoint(cell.id for cell in g.cells)]
 
 
 def merge(source: Path, folder: Path, say: Callable[[str], None]) -> bool:
@@ -63,7 +70,7 @@ def merge(source: Path, folder: Path, say: Callable[[str], None]) -> bool:
                     append_row(target, row)
                     known[row.run] = row
                     added += 1
-        say(f"{file}: {added} rows added, {there} there already, {refused} not added")
+        say(f"{file}: {added:,} rows added, {there:,} there already, {refused:,} not added")
         complete = complete and not refused
     return complete
 

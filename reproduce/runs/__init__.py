@@ -1,4 +1,4 @@
-"""Many runs: one folder that processes share, one process or a cluster of Ray.
+"""Many runs: in a folder that processes share, by one process or by a Ray cluster.
 
 Imports data, rows, study, training.
 """

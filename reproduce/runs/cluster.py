@@ -1,7 +1,7 @@
-"""Many runs at once: each is a task of Ray, which places it, and repeats it if its worker dies.
+"""Many runs at once: each is a Ray task. Ray places it, and repeats it if its worker dies.
 
-Rows and networks come back to the process that asked for them, which alone writes them. A task
-writes one thing, its checkpoint, where its machine sees the folder of the runs.
+Rows and networks are returned to the driver, the process that started the tasks; only the driver
+writes them. A task writes only its checkpoint, and only if its machine sees the folder of the runs.
 """
 
 import logging
@@ -38,7 +38,7 @@ from reproduce.training.run import Skipped, describe, train_run
 
 @dataclass(frozen=True)
 class Cluster:
-    """The cluster that this process is connected to, and what one run takes of it."""
+    """The cluster that this process is connected to, and what one run takes from it."""
 
     device: str
     """``cpu`` or ``cuda``."""
@@ -47,29 +47,29 @@ class Cluster:
 
     @property
     def here(self) -> torch.device | None:
-        """A device of this machine like those of the runs; None where it has none."""
+        """A device of this machine of the kind that runs use; None if it has none."""
         if self.device == "cuda" and not gpus():
             return None
         return find_device(self.device)
 
     @property
     def places(self) -> int:
-        """How many runs have room, at this moment."""
+        """How many runs fit in the cluster at this moment."""
         kind, share = ("GPU", self.gpus) if self.gpus else ("CPU", self.cpus)
         there: float = ray.cluster_resources().get(kind, 0)
         return round(there / share)
 
     def train(self, work: Work) -> Iterator[Result]:
-        """As ``run_study`` has it on one device, but in the order in which runs end.
+        """Train like ``run_study`` on one device, but yield results in the order in which runs end.
 
         Raises:
-            Stopped: if asked to stop, after the tasks that run have written their checkpoints.
+            Stopped: if asked to stop, once the running tasks have written their checkpoints.
         """
         runs, images, store, stop, every, console = work
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         news = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
         stored = {dataset: ray.put(pair) for dataset, pair in images.items()}
-        # A signal to its worker ends a task at a checkpoint, too.
+        # A task whose worker got a signal stops at a checkpoint, too: Ray repeats it.
         options = {"num_cpus": self.cpus, "num_gpus": self.gpus, "retry_exceptions": [Stopped]}
         task = ray.remote(**options)(train_task)
         waiting, asked = deque(runs), False
@@ -79,7 +79,7 @@ class Cluster:
             _Progress(console) as progress,
         ):
             while tasks or (waiting and not asked):
-                # As many again as have room, not all: another process may claim the others.
+                # Twice as many as fit, not all, so that another process can claim the others.
                 while waiting and not asked and len(tasks) < 2 * max(1, self.places):
                     cell, seed = waiting.popleft()
                     run, claim = cell.run_id(seed), ExitStack()
@@ -92,7 +92,7 @@ class Cluster:
                         claim.close()
                         yield cell, seed, TAKEN
                 done = ray.wait(list(tasks), timeout=0.2)[0] if tasks else []
-                with suppress(RayError):  # its process was killed: runs go on, untold
+                with suppress(RayError):  # the queue was killed: runs go on without news
                     progress.show(news.get_nowait_batch(news.qsize()))
                 for ref in done:
                     cell, seed, claim = tasks.pop(ref)
@@ -115,9 +115,9 @@ class Cluster:
                             yield cell, seed, row
                 if stop.asked and not asked:
                     asked = True
-                    console.print("stops as soon as all have written their checkpoints")
+                    console.print("stopping: waiting until all runs have written their checkpoints")
                     for ref in tasks:
-                        ray.cancel(ref)  # in its worker as Ctrl-C is here
+                        ray.cancel(ref)  # does in its worker what Ctrl-C does here
         if waiting:
             assert stop.code is not None
             raise Stopped(stop.code)
@@ -133,9 +133,10 @@ def train_task(
     every: float,
     news: Queue,
 ) -> tuple[Row | Skipped, bytes]:
-    """What a worker runs: ``train_run`` on one thread; row, and network as the bytes of its file.
+    """Run ``train_run`` in a worker, on one thread; return the row and the bytes of the network.
 
-    Where ``mark``, a file of the driver, is seen, so is the ``checkpoint``.
+    A machine that sees ``mark``, a file of the driver, sees the ``checkpoint``, too. If it does
+    not, the run starts from the beginning, with a checkpoint in a temporary folder.
 
     Raises:
         Stopped, CheckpointError, OSError: as ``train_run``.
@@ -156,10 +157,10 @@ def train_task(
         say(what, epoch, f"{100 * last.accuracy:.1f} %", rate, f"{left} left")
 
     with stopping() as stop, TemporaryDirectory() as own:
-        begins = "goes on" if checkpoint.exists() else "starts"
+        begins = "resumes" if checkpoint.exists() else "starts"
         if not mark.exists():
             checkpoint = Path(own) / checkpoint.name
-            begins = "starts from the beginning, the folder of the runs is not seen there"
+            begins = "starts from the beginning, since its machine does not see the runs"
         say(what, f"{begins}: {platform.node()}, process {os.getpid()}")
         file = Path(own) / "network"
         kept = Checkpoint(checkpoint, cell, seed, every, stop)
@@ -168,7 +169,7 @@ def train_task(
 
 
 class _Progress:
-    """What the runs that are under way told last: a live table, or lines without a terminal."""
+    """The latest news of every unfinished run: a live table, or lines if there is no terminal."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -184,7 +185,7 @@ class _Progress:
         self._live.stop()
 
     def show(self, news: Iterable[tuple[str, Sequence[str]]]) -> None:
-        """Each of a run: what it is and where it starts, or how far it is."""
+        """Show news of runs: each says which run it is, and where it starts or how far it is."""
         for run, told in news:
             self._last[run] = told
             if len(told) == 2 or not self._console.is_terminal:
@@ -195,28 +196,28 @@ class _Progress:
         self._live.update(table)
 
     def end(self, run: str) -> None:
-        """It is no longer under way."""
+        """Remove a run that has ended."""
         self._last.pop(run, None)
 
 
 def open_cluster(address: str | None, device: str | None, cells_per_gpu: int | None) -> Cluster:
-    """Connect to the cluster at HOST:PORT, with ``auto`` to one that runs here, or start one here.
+    """Connect to the cluster at HOST:PORT or, with ``auto``, on this machine; else start one here.
 
-    Its runs train on ``device``, ``cpu`` or ``cuda``; by default on GPUs where it has any.
+    Its runs train on ``device``, ``cpu`` or ``cuda``; by default on GPUs if the cluster has any.
 
     Raises:
-        ValueError: if there is no such cluster, or nothing in it to train on.
+        ValueError: if an argument is invalid, there is no such cluster, or no run fits in it.
     """
     if device not in (None, "cpu", "cuda"):
-        raise ValueError(f"the device is cpu or cuda, and Ray picks which, got {device!r}")
+        raise ValueError(f"the device must be cpu or cuda (Ray picks which one), got {device!r}")
     if device == "cpu" and cells_per_gpu:
         raise ValueError(f"{cells_per_gpu} cells per GPU, but --device cpu")
     try:
         if address and address != "auto":
             host, _, port = address.rpartition(":")
             if not (host and port.isdecimal()):
-                raise ValueError(f"an address is HOST:PORT, or auto, got {address!r}")
-            # Ray itself would try for many minutes, deaf to Ctrl-C.
+                raise ValueError(f"the address must be HOST:PORT or auto, got {address!r}")
+            # Ray itself would try for many minutes and ignore Ctrl-C.
             socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(
             address or "local",

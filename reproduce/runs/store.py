@@ -1,10 +1,10 @@
-"""The folder of a study's runs: what is done, what is under way, and by which process.
+"""The folder of a study's runs: what is done, what is being trained, and by which process.
 
-OUT/STUDY.jsonl            rows, or in the folder of a ledger
+OUT/STUDY.jsonl            rows; they are in the folder of the ledger, if there is one
 OUT/files/RUN.safetensors  networks
-OUT/checkpoints/RUN.pt     where a run goes on that has no row yet
-OUT/locks/RUN.lock         held while a process trains the run, and no longer than it lives
-OUT/locks/driver-*.lock    held while a process has tasks of a cluster
+OUT/checkpoints/RUN.pt     from where a run without a row is resumed
+OUT/locks/RUN.lock         held while a process trains the run; released if it dies
+OUT/locks/driver-*.lock    held while a process has tasks on a cluster
 locks/STUDY.lock           beside the rows, held while they are read or written
 """
 
@@ -25,7 +25,7 @@ from reproduce.training.files import run_file
 class RunStore:
     """Rows, files, checkpoints and locks. Any number of processes may use one folder.
 
-    Paths are made of the ids of runs that a study names, never of what a row says.
+    Paths are built from the run ids of a study, never from what a row says.
 
     Raises:
         OSError: if the folder cannot be written.
@@ -39,15 +39,15 @@ class RunStore:
         self.path = (ledger or out) / f"{study}.jsonl"
         for folder in (self.path.parent, out / "locks", out / "checkpoints"):
             folder.mkdir(parents=True, exist_ok=True)
-        self._lock = lock(self.path)  # beside the rows: another folder may share their ledger
+        self._lock = lock(self.path)  # beside the rows: other folders may share the ledger
 
     def rows(self) -> dict[str, Row]:
-        """The rows by run. What is said of a line is said once.
+        """The rows by run. A complaint about a line is printed only once.
 
         Raises:
             OSError: as ``read_rows``.
         """
-        with self._lock:  # a line that another process writes at the moment is not torn
+        with self._lock:  # so that no line is taken for torn while another process writes it
             return {row.run: row for row in read_rows(self.path, self._say_once)}
 
     def _say_once(self, message: str) -> None:
@@ -56,19 +56,19 @@ class RunStore:
             self._say(message)
 
     def finish(self, row: Row) -> None:
-        """Keep the row, unless one came from another folder of the ledger; drop the checkpoint.
+        """Keep the row, unless another folder of the ledger has one; delete the checkpoint.
 
         Raises:
             ValueError, OSError: as ``append_row`` and ``read_rows``.
         """
         with self._lock:
-            # First, since a line that is added to a torn one is torn with it.
+            # Reading first moves a torn last line away, which would spoil a line added to it.
             if row.run not in self.rows():
                 append_row(self.path, row)
         self.drop(row.run)
 
     def drop(self, run: str) -> None:
-        """The checkpoint of a run that has a row: who wrote it was perhaps killed before that."""
+        """Delete the checkpoint of a run that has a row; a killed process may have left it."""
         self._checkpoint(run).unlink(missing_ok=True)
 
     @contextmanager
@@ -83,7 +83,7 @@ class RunStore:
             yield False
 
     def _sweep(self, run: str) -> None:
-        """Remove what processes left that were killed: half files of the run, and marks."""
+        """Remove what killed processes left: half-written files of the run, and marks."""
         sweep(self._checkpoint(run))
         sweep(self.file(run))
         for mark in (self.out / "locks").glob("driver-*.lock"):
@@ -92,7 +92,7 @@ class RunStore:
 
     @contextmanager
     def mark(self) -> Iterator[Path]:
-        """A file by which others see whether they see the folder, while this process lives."""
+        """A file, there while this process lives: a machine that sees it sees the folder."""
         path = self.out / "locks" / f"driver-{secrets.token_hex(4)}.lock"
         with FileLock(path):
             try:
@@ -101,15 +101,15 @@ class RunStore:
                 path.unlink()
 
     def checkpoint(self, cell: Cell, seed: int, every: float, stop: Stop) -> Checkpoint:
-        """For a run that is claimed."""
+        """The checkpoint of a run; claim the run before training from it."""
         return Checkpoint(self._checkpoint(cell.run_id(seed)), cell, seed, every, stop)
 
     def started(self, run: str) -> bool:
-        """Whether there is a checkpoint."""
+        """Whether the run has a checkpoint."""
         return self._checkpoint(run).exists()
 
     def file(self, run: str) -> Path:
-        """Where the network of a run lies."""
+        """The path of a run's network."""
         return run_file(self.out, run)
 
     def _checkpoint(self, run: str) -> Path:

@@ -76,14 +76,15 @@ def run_study(
         if cell.run_id(seed) in rows:
             store.drop(cell.run_id(seed))
     console.print(
-        f"{len(missing)} runs to train; {len(wanted) - len(missing)} of {len(wanted)}"
-        f" are in {store.path} already and are not trained again"
+        f"{len(missing):,} runs to train; {len(wanted) - len(missing):,} of {len(wanted):,}"
+        f" are in {store.path} already and are not trained again; a line follows as each run ends"
     )
     for row in rows.values():
         if study.outdates(row.configuration):
             console.print(f"{row.run} is stale: of an older recipe, and not counted")
     images: dict[str, tuple[Images, Images]] = {}
     for dataset in dict.fromkeys(cell.dataset for cell, _ in missing):
+        console.print(f"reading {dataset}")
         try:
             images[dataset] = load(dataset, data)
         except MissingDataError as error:

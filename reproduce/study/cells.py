@@ -6,8 +6,9 @@ row of another configuration.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
 from typing import Any, NamedTuple, TypedDict
 
 import msgspec
@@ -71,6 +72,8 @@ KINDS = {kind.family: kind for kind in (ConvMixer, ResNet, ViT)}
 PRUNED = ("prune_random", "prune_minimum")
 FRONTIER = "frontier-"
 """Before the name of a family of the byte frontier: none is taken for a strategy of the paper."""
+_ORDER = ("dense", "mask", "one_layer", "mp", "rp", *PRUNED, "control")
+"""That of the paper, whose baselines and our control come last."""
 WHERE_IDS_ARE = "plan with one model and one dataset lists its runs as CELL-SEED"
 
 
@@ -128,6 +131,12 @@ class Cell:
             return self.strategy
         digits, exponent = f"{self.ratio:e}".split("e")
         return f"{self.strategy}_{float(digits):g}e{int(exponent)}"
+
+    @property
+    def place(self) -> tuple[int, float, float]:
+        """Sorts the cells of a model as the paper has them, wherever they are shown."""
+        kind = len(_ORDER) if self.family else _ORDER.index(self.strategy)
+        return kind, -(self.ratio or 0), -(self.density or 0)
 
     @property
     def masking(self) -> pemn.Strategy | None:
@@ -245,11 +254,12 @@ class Study:
             ("dataset", datasets, self.datasets, lambda cell: (cell.dataset,)),
             ("strategy", strategies, (), lambda cell: (cell.name, cell.strategy)),
         ):
-            known = dict.fromkeys(name for cell in cells for name in named(cell))
+            ordered = sorted(cells, key=lambda cell: cell.place) if what == "strategy" else cells
+            known = dict.fromkeys(name for cell in ordered for name in named(cell))
             for value in asked:
                 if value not in known:
                     there = WHERE_IDS_ARE if asked is ids else f"only {', '.join(known)}"
-                    raise ValueError(f"no {what} {value!r} here: {there}")
+                    raise ValueError(f"no {what} {value!r} here: {there}{nearest(value, known)}")
             wanted = asked or (() if ids else usual)
             cells = tuple(c for c in cells if not wanted or {*named(c)} & {*wanted})
         return replace(self, cells=cells)
@@ -284,6 +294,18 @@ class Study:
             suffix=f"-{epochs}-epochs",
             cells=tuple(replace(c, recipe=c.recipe.changed(epochs=epochs)) for c in self.cells),
         )
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a message, which offers the names most like it in any case; "" where none is.
+
+    >>> nearest("ConvMixer", ["convmixer", "resnet", "vit"])
+    '; did you mean convmixer?'
+    """
+    folded = {one.casefold(): one for one in known}
+    begun = [one for one in folded if name and one.startswith(name.casefold())][:3]
+    found = [folded[one] for one in begun or get_close_matches(name.casefold(), folded)]
+    return f"; did you mean {' or '.join(found)}?" if found else ""
 
 
 def _names_of_model(cell: Cell) -> tuple[str, ...]:

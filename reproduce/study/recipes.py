@@ -1,6 +1,6 @@
-"""How the networks are trained, as data: the recipe of each family, and where each part is from.
+"""How the networks are trained, as data: each family's recipe, and where each part comes from.
 
-A recipe that changes gets another version.
+A recipe that changes gets a new version.
 """
 
 from dataclasses import dataclass, replace
@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained. ``train`` gives the words their meaning.
+    """How a network is trained; ``train`` defines what the words mean.
 
-    ``known`` names the parts that the released code or the supplement of the paper states,
-    ``inferred`` those taken from what the authors' style follows; the others are ours.
+    ``known`` names the parts that the released code or the paper's supplement states, ``inferred``
+    those taken from the work whose style the authors follow. The others are ours.
     """
 
     name: str
@@ -21,25 +21,25 @@ class Recipe:
     batch: int
     optimizer: Literal["adamw", "adam", "sgd"]
     learning_rate: float
-    """The highest of the schedule."""
+    """The highest rate of the schedule."""
     momentum: float
-    """Of SGD: the others have their usual ones."""
+    """Of SGD; the other optimizers use their defaults."""
     weight_decay: float
-    """On scores and rest alike."""
+    """Applied to scores and rest alike."""
     schedule: Literal["piecewise", "cosine", "steps"]
     augmentation: str
-    """A name that ``data.augment`` knows."""
+    """One of the names in ``data.augment``."""
     known: tuple[str, ...]
     inferred: tuple[str, ...]
 
     def source(self, part: str) -> str:
-        """``known``, ``inferred`` or ``ours``."""
+        """Where ``part`` comes from: ``known``, ``inferred`` or ``ours``."""
         if part in self.known:
             return "known"
         return "inferred" if part in self.inferred else "ours"
 
     def changed(self, **parts: Any) -> "Recipe":
-        """The same with other ``parts``, which are ours then."""
+        """The same recipe with other ``parts``, which then count as ours."""
         return replace(
             self,
             known=tuple(part for part in self.known if part not in parts),
@@ -48,7 +48,7 @@ class Recipe:
         )
 
 
-# Known for masked networks of depth 6 and width 256 on CIFAR-10, and taken for all others.
+# Known for masked networks of depth 6 and width 256 on CIFAR-10, and used for all others.
 CONVMIXER = Recipe(
     name="convmixer",
     version=1,

@@ -4,11 +4,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pytest
 import torch
 
+from reproduce.options import load_torch
 from reproduce.tests.conftest import Command
 from reproduce.tests.runs.test_run import UNDER_SIGINT
 
@@ -74,6 +76,52 @@ def test_help_loads_no_torch(tmp_path: Path) -> None:
     with start("run", "--help", path=str(tmp_path), stdout=subprocess.PIPE) as child:
         child.communicate()
     assert child.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("run --density 0.3", "every masked cell keeps half of the weights"),
+        ("run --density 0.3", "masked_forward that takes a density"),
+        ("run --ratio 0.1", "--strategy rp_1e-2"),
+        ("run --lr 0.1", "reproduce/study/recipes.py"),
+        ("run --model ConvMixer", "did you mean convmixer or convmixer-d2-w32?"),
+        ("run --model resn", "did you mean resnet or resnet8?"),
+        ("run --strategy MP", "did you mean mp?"),
+        ("run --strategy rp_1e-9", "only dense, mask, one_layer, mp, rp_1e-1, rp, rp_1e-2"),
+        ("plan --all --strategy x", "only dense, mask, one_layer, mp, rp_1e-1, rp, rp_1e-2"),
+        ("run --dataset CIFAR10", "--study cifar10-small or paper has that"),
+        ("run --study cifar10", "did you mean cifar10-small?"),
+        ("plan --only 000000000000", "plan with one model and one dataset lists"),
+        ("run digits", "--model, --strategy, --dataset and --only choose cells"),
+        ("run --epoch 1", "--epochs"),
+        ("train", "; see "),
+        ("export", "export --help"),
+        ("export 0 file --out nowhere", "no networks in nowhere: --out names the folder that run"),
+    ],
+)
+def test_slips_are_one_line_that_says_what_to_do(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: str, says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, output, errors = command(*arguments.split())
+    assert (code, output, errors.count("\n")) == (2, "", 1)
+    assert says in errors
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize(("terminal", "told"), [(True, "loading torch\n"), (False, "")])
+def test_who_waits_for_torch_is_told_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], terminal: bool, told: str
+) -> None:
+    class AtOnce(Timer):
+        def start(self) -> None:
+            self.function(*self.args, **self.kwargs)
+
+    monkeypatch.setattr("reproduce.options.Timer", AtOnce)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    load_torch()
+    assert capsys.readouterr().err == told
 
 
 def too_much_for_torch(*_: object, **__: object) -> None:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,21 @@ def test_every_snippet_runs(names: dict[str, Any]) -> None:
     assert len(blocks()) >= 14
     assert 0 <= names["accuracy"] <= 1
     assert names["program"].module()(names["images"]).shape == (4, 10)
+
+
+def test_dense_network_in_onnx_gives_its_logits(names: dict[str, Any], tmp_path: Path) -> None:
+    """Where they are installed: neither onnx nor its runtime is one of our extras."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    (code,) = re.findall(r"```py\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the libraries
+        patch.chdir(tmp_path)
+        exec(code, names)
+    session = onnxruntime.InferenceSession(tmp_path / "small.onnx")
+    (first,) = session.get_inputs()
+    (logits,) = session.run(None, {first.name: names["images"].numpy()})
+    torch.testing.assert_close(torch.from_numpy(logits), names["small"](names["images"]).detach())
 
 
 def test_fresh_magnitudes_keep_the_mask_and_let_it_change(names: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from reproduce.data.augment import Augmentation
 from reproduce.data.batches import TrainingBatches, evaluation_batches
 from reproduce.data.datasets import load
 from reproduce.models.convmixer import ConvMixer
+from reproduce.options import COST
 from reproduce.tests.conftest import Command
 from reproduce.tour.drawing import draw_algorithm
 from reproduce.training import networks
@@ -54,6 +55,14 @@ def test_examples_train_materialise_and_count(
     torch.testing.assert_close(model(images), masked)
     exec(count, names)
     assert capsys.readouterr().out == "100% of the parameters are masked\n"
+
+
+def test_profile_of_a_step() -> None:
+    (profile,) = python_blocks(COST)
+    names: dict[str, Any] = {}
+    exec(profile, names)
+    convolutions = {e.key: e.count for e in names["seen"].key_averages()}["aten::convolution"]
+    assert convolutions == 31
 
 
 def test_table_of_strategies() -> None:
@@ -132,7 +141,7 @@ def test_commands_that_are_shown_exist_with_their_options(command: Command, show
 
 
 def test_commands_that_are_shown_are_found() -> None:
-    assert {"run", "run --all", "table --all --ledger runs"} <= {*commands_shown()}
+    assert {"run", "run --all", "table"} <= {*commands_shown()}
 
 
 def modules_of(package: str) -> list[Path]:
@@ -185,9 +194,10 @@ def test_each_package_imports_what_its_docstring_says_and_there_is_no_circle() -
     assert [*order.static_order()]  # raises where there is a circle
 
 
-def test_drawing_shows_all_four_steps(tmp_path: Path) -> None:
+def test_drawing_shows_all_five_steps(tmp_path: Path) -> None:
     picture = tmp_path / "algorithm.svg"
     draw_algorithm(picture)
     text = picture.read_text(encoding="utf-8")
-    # Three prototype rows would hide it if a step drew nothing: 13 + 3 * 288 cells are drawn.
-    assert text.count("<path") > 13 + 3 * 288
+    # Prototype, fill and scores, and of masks and network the half that is kept.
+    assert text.count("<path") > 13 + 2 * 288 + 2 * 144
+    assert text.count("<pattern") == 1  # the hatch of what is dropped, which is no small value

@@ -3,18 +3,21 @@
 #
 # From a handful of random numbers to a trained network in a file, on real images of handwritten
 # digits. You know PyTorch; nothing else is assumed. All of it runs in under two minutes on one CPU
-# core (`pip install ".[reproduce]"` first): all at once with
-# `python -m reproduce.tour.walkthrough`, cell by cell in an editor that knows the percent format
-# (VS Code, PyCharm, Spyder), or as a notebook (`pip install ".[notebook]"`, then
-# `jupytext --to ipynb reproduce/tour/walkthrough.py`). Every picture is left in `runs/walkthrough`,
-# too. The answers to the exercises are tests, in `reproduce/tests/tour/test_walkthrough.py`.
+# core (`pip install ".[reproduce]"` first): all at once with `python -m
+# reproduce.tour.walkthrough`, cell by cell in an editor that knows the percent format (VS Code,
+# PyCharm, Spyder), or as a notebook (`pip install ".[notebook]"`, then `jupytext --to ipynb
+# reproduce/tour/walkthrough.py`). Every picture is left in `runs/walkthrough`, too. The answers to
+# the exercises unfold below them in a notebook; tests in
+# `reproduce/tests/tour/test_walkthrough.py` hold them true.
 #
-# (Percent format and not marimo: it needs no package to run, reads as plain Python on GitHub, and a
-# text that goes from top to bottom has no use for cells that find their own order.)
+# (Percent format and not marimo: it needs no package to run, reads as plain Python on GitHub, and
+# a text that goes from top to bottom has no use for cells that find their own order.)
 
 # %%
+import math
 from collections.abc import Callable, Iterable
 from copy import deepcopy
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -27,6 +30,7 @@ from torch.nn.functional import cross_entropy, pad
 import pemn_ref as pemn
 from pemn_ref.file import inspect, load, save
 from reproduce.data import digits
+from reproduce.data.images import Images
 from reproduce.models.convmixer import ConvMixer
 
 torch.set_num_threads(1)
@@ -45,7 +49,7 @@ OUT.mkdir(parents=True, exist_ok=True)
 
 # %%
 images, held_out = digits.load()
-torch.manual_seed(0)  # for the ordinary network of part 7 alone
+torch.manual_seed(0)  # for the ordinary network of part 8 alone
 model = ConvMixer(depth=2, width=32, patch=2, kernel=5, channels=1, classes=10)
 shapes = pemn.maskable_shapes(model)
 for name, shape in shapes.items():
@@ -61,14 +65,20 @@ figure.savefig(OUT / "1-digits.png", dpi=150)
 
 # %% [markdown]
 # **Exercise 1.** Which parameters of `model` are not in `shapes`, and how many numbers are they?
+#
+# <details><summary>Answer</summary>
+#
+# The weights and biases of batch-norm: five layers of 32 channels, so 5 x (32 + 32) = 320 numbers.
+#
+# </details>
 
 # %% [markdown]
 # ## 2. The prototype
 #
 # Usually each of these 4,096 weights is a separate, learned float. Here none is learned. A short
 # vector of random values, the *prototype*, is drawn once, and all weights are taken from it. The
-# *strategy* says how long it is: `rp(0.01)` takes a hundredth of the largest layer's 1,024 weights,
-# rounded down, plus one: 11 values.
+# *strategy* says how long it is: `rp(0.01)` takes a hundredth of the largest layer's 1,024
+# weights, rounded down, plus one: 11 values.
 
 # %%
 strategy = pemn.rp(0.01)
@@ -90,6 +100,13 @@ figure.savefig(OUT / "2-prototype.png", dpi=150)
 # %% [markdown]
 # **Exercise 2.** How long are the prototypes of `rp(0.05)` and of `rp(0.0001)`? With
 # the same seed, what do they share with this one?
+#
+# <details><summary>Answer</summary>
+#
+# 52 values and 1: a twentieth of 1,024 is 51.2 and a ten-thousandth is 0.1, rounded down, plus
+# one. The shorter of two prototypes is always the beginning of the longer.
+#
+# </details>
 
 # %% [markdown]
 # ## 3. Filling the layers
@@ -118,6 +135,13 @@ figure.savefig(OUT / "3-filled.png", dpi=150)
 # %% [markdown]
 # **Exercise 3.** From which place of the prototype is
 # `weights["blocks.0.depthwise.conv.weight"][3, 0, 1, 2]`? The weight has the shape (32, 1, 5, 5).
+#
+# <details><summary>Answer</summary>
+#
+# From place 5. Three filters of 25, a row of 5 and two weights stand before it: 82, and 82 % 11 is
+# 5.
+#
+# </details>
 
 # %% [markdown]
 # ## 4. Scores and masks
@@ -127,8 +151,8 @@ figure.savefig(OUT / "3-filled.png", dpi=150)
 # and all other weights are zero: the mask is 1 or 0.
 #
 # This cut has no useful gradient, so the backward pass treats the mask as if it were |score|
-# (*straight-through*). A score then gets a gradient whether or not its weight is kept, so a dropped
-# weight can come back:
+# (*straight-through*). A score then gets a gradient whether or not its weight is kept, so a
+# dropped weight can come back:
 
 # %%
 toy_weights = torch.tensor([1.0, 2.0, 3.0, 4.0])
@@ -163,13 +187,20 @@ figure.savefig(OUT / "4-scores-and-mask.png", dpi=150)
 # %% [markdown]
 # **Exercise 4.** Take a step of gradient descent on `toy_scores` by hand, with learning rate 2.
 # Which two weights are kept then?
+#
+# <details><summary>Answer</summary>
+#
+# The two that were dropped. The gradient is weight x sign(score), (1, -2, 3, -4); the scores
+# become (1, 0, -5.5, 7), and the last two are the largest.
+#
+# </details>
 
 # %% [markdown]
 # ## 5. Training
 #
 # `init` does steps 2 to 4 in one call and copies the model's rest and buffers. `masked_forward`
 # runs the model with its weights masked. All else is a usual loop: the optimizer gets the scores
-# and the rest, and no weight. (The loop asks for a `forward` and not for a state because part 7
+# and the rest, and no weight. (The loop asks for a `forward` and not for a state because part 8
 # trains an ordinary network with it, too.)
 
 # %%
@@ -199,16 +230,16 @@ def train(module: nn.Module, forward: Forward, trained: Iterable[Tensor]) -> lis
 
 
 @torch.no_grad()
-def accuracy(module: nn.Module, forward: Forward) -> float:
-    """Percent of the 500 held-out images."""
+def accuracy(module: nn.Module, forward: Forward, of: Images = held_out) -> float:
+    """Percent of the images, the 500 held-out ones if no others."""
     module.eval()
-    hits = forward(held_out.pixels).argmax(dim=1) == held_out.labels
+    hits = forward(of.pixels).argmax(dim=1) == of.labels
     return 100 * hits.double().mean().item()
 
 
-def masked(state: pemn.State) -> Forward:
+def masked(state: pemn.State, density: float = 0.5) -> Forward:
     """The masked network as a function of images."""
-    return lambda images: pemn.masked_forward(model, *state, images, density=0.5)
+    return lambda images: pemn.masked_forward(model, *state, images, density=density)
 
 
 state = pemn.init(model, strategy, seed=0)
@@ -230,7 +261,9 @@ right.hist(scores[layer].flatten().numpy(), edges, histtype="step", color="#0072
 smallest_kept = float(after.abs().sort(descending=True).values[pemn.kept(len(after), 0.5) - 1])
 for line in (-smallest_kept, smallest_kept):
     right.axvline(line, color="#000000", linestyle="--", linewidth=1)
-right.plot([], [], "--", color="#000000", linewidth=1, label="kept after it: outside")
+right.plot(
+    [], [], "--", color="#000000", linewidth=1, label="kept after training: outside these lines"
+)
 right.set_xlabel("score")
 right.set_ylabel("number of weights")
 right.set_title("scores of " + layer.removesuffix(".conv.weight"))
@@ -240,6 +273,13 @@ figure.savefig(OUT / "5-training.png", dpi=150)
 # %% [markdown]
 # **Exercise 5.** `scores` are the ones that `init` began with. What fraction of all
 # mask bits has training flipped? What fraction of `state.weights` has it changed?
+#
+# <details><summary>Answer</summary>
+#
+# Nearly half of the bits: two masks that have nothing in common differ in half. And not one
+# weight.
+#
+# </details>
 
 # %% [markdown]
 # ## 6. What was learned
@@ -275,7 +315,7 @@ print(f"as an ordinary dense network: {accuracy(ordinary, ordinary):.1f} %")
 
 
 def side_by_side(filters: Tensor) -> Tensor:
-    """(32, 1, 5, 5) -> one image: four rows of eight filters, gaps between them."""
+    """(32, 1, 5, 5) -> one image: four rows of eight filters, gaps (NaN) between them."""
     gaps = pad(filters.detach().reshape(4, 8, 5, 5), (0, 1, 0, 1), value=torch.nan)
     return gaps.permute(0, 2, 1, 3).reshape(4 * 6, 8 * 6)[:-1, :-1]
 
@@ -287,27 +327,137 @@ filters = {
 }
 for axes, (title, tensor) in zip(column, filters.items(), strict=True):
     picture = axes.imshow(side_by_side(tensor).numpy(), cmap="PuOr", vmin=-limit, vmax=limit)
-    axes.set_facecolor("#999999")
+    axes.set_facecolor("#666666")
+    dropped = (side_by_side(tensor) == 0).nonzero()
+    axes.plot(dropped[:, 1], dropped[:, 0], "s", color="#BBBBBB", markersize=7)
+    axes.plot(dropped[:, 1], dropped[:, 0], "x", color="#666666", markersize=4)
     axes.set_title(title)
     axes.set_xticks([])
     axes.set_yticks([])
 figure.suptitle(f"The 32 filters of {layer}, 5x5 each")
-figure.colorbar(picture, ax=column, label="weight (white: 0)", shrink=0.6)
+figure.colorbar(picture, ax=column, label="weight (grey and crossed: dropped)", shrink=0.6)
 figure.savefig(OUT / "6-filters.png", dpi=150)
 
 # %% [markdown]
 # **Exercise 6.** Look at the colours: which weights of this layer were mostly
 # dropped? What fraction of the positive ones is kept, and of the negative ones?
+#
+# <details><summary>Answer</summary>
+#
+# The negative ones. About two in three of the positive weights are kept, and one in five of the
+# negative (0.68 and 0.18 where this was written; other seeds keep up to two in five).
+#
+# </details>
 
 # %% [markdown]
-# ## 7. How many values does it take?
+# ## 7. Why random weights suffice, and how many to keep
+#
+# No weight here was chosen well. But a mask chooses among very many networks, and one that is good
+# is enough. Count both sides:
+#
+# - how many masks there are: the ways to keep so many weights in each layer,
+# - how many are needed: the functions to try until one is right on so many of the 1,297 images by
+#   luck alone, each guessing one of ten digits for every image.
+
+# %%
+COUNT = len(images)
+
+
+def bits_of_masks(density: float) -> float:
+    """log2 of the number of masks that the network can have."""
+    numbers = [shape.numel() for shape in shapes.values()]
+    return sum(math.log2(math.comb(n, pemn.kept(n, density))) for n in numbers)
+
+
+# Of the 10^1297 ways to label all images, those with at least so many right.
+ways = [math.comb(COUNT, right) * 9 ** (COUNT - right) for right in range(COUNT + 1)]
+at_least = [*accumulate(reversed(ways))][::-1]
+needed = [COUNT * math.log2(10) - math.log2(number) for number in at_least]
+
+ours = round(accuracy(model, masked(state), images) / 100 * COUNT)
+lucky = max(right for right in range(COUNT + 1) if needed[right] <= bits_of_masks(0.5))
+print(f"there are 2^{bits_of_masks(0.5):,.0f} masks that keep half of the weights")
+print(f"by luck alone one of them would be right on {lucky:,} of {COUNT:,} training images")
+print(f"ours is right on {ours:,}: by luck one in 2^{needed[ours]:,.0f} is")
+
+figure, axes = plt.subplots(figsize=(7, 3.8), layout="constrained")
+percents = [100 * right / COUNT for right in range(COUNT + 1)]
+axes.plot(percents, needed, color="#000000", label="functions to try, by luck alone")
+for kept, style in ((0.5, "-"), (0.9, "--")):
+    bits = bits_of_masks(kept)
+    label = f"masks that keep {kept:.0%}: 2^{bits:,.0f}"
+    axes.axhline(bits, color="#0072B2", linestyle=style, label=label)
+axes.plot(percents[ours], needed[ours], "o", color="#D55E00", label="our network")
+axes.set_xlabel("training images that are recognised (%)")
+axes.set_ylabel("how many, as a power of 2")
+axes.yaxis.set_major_formatter("{x:,.0f}")
+axes.set_title(f"Of so many masks, luck alone would make one right on {percents[lucky]:.0f} %")
+figure.legend(loc="outside lower center", ncols=2, fontsize="small", frameon=False)
+figure.savefig(OUT / "7-counting.png", dpi=150)
+
+# %% [markdown]
+# Up to where the curve meets the blue line, blind luck suffices: if every mask were a new guess,
+# some would be that good. So there is room, though no weight is learned. Ours does better than
+# luck could: a network under a mask is no blind guess, since it treats alike what looks alike (and
+# batch-norm is trained, too). That is also why it recognises held-out images, which luck would
+# not. Counting does not say how to find the mask: that is what scores are for. (Malach et al.,
+# *Proving the Lottery Ticket Hypothesis*, ICML 2020, prove more: a random network that is wide
+# enough holds, under some mask, an approximation of any given smaller one.)
+#
+# And how many weights should be kept? Half gives the most masks; at density 1 there is one. What
+# that means for accuracy is measured: the same training at other densities.
+
+# %%
+densities = {0.05: 0.0, 0.2: 0.0, 0.5: learned, 0.8: 0.0, 1.0: 0.0}
+for density in densities:
+    if density != 0.5:
+        fresh = pemn.init(model, strategy, seed=0)
+        train(model, masked(fresh, density), [*fresh.scores.values(), *fresh.rest.values()])
+        densities[density] = accuracy(model, masked(fresh, density))
+    print(f"density {density:4}: {densities[density]:.1f} %, 2^{bits_of_masks(density):,.0f} masks")
+
+figure, (left, right) = plt.subplots(1, 2, figsize=(7, 3.2), layout="constrained")
+found = [*densities.values()]
+errors = [(height * (100 - height) / 500) ** 0.5 for height in found]
+left.errorbar([*densities], found, errors, fmt="o", color="#0072B2", capsize=4)
+left.set_ylabel("accuracy (% of 500 held-out images)\n(the axis does not start at 0)")
+left.set_title("measured, ± standard error", fontsize="medium")
+some = [number / 100 for number in range(1, 101)]
+right.plot(some, [bits_of_masks(density) for density in some], color="#0072B2")
+right.set_ylabel("masks, as a power of 2")
+right.yaxis.set_major_formatter("{x:,.0f}")
+right.set_title("counted", fontsize="medium")
+for axes in (left, right):
+    axes.set_xlabel("density: fraction kept")
+figure.suptitle("How many weights to keep? One training each")
+figure.savefig(OUT / "7-density.png", dpi=150)
+
+# %% [markdown]
+# Half is best here too, and accuracy falls to both sides as the number of masks does. (One
+# training each: a seed moves a result by some points.) At density 1 nothing is chosen and only the
+# rest is trained. So the paper keeps half in every layer, and so do all masked cells of
+# `reproduce`.
+#
+# **Exercise 7.** A layer has 100 weights. How many bits is the choice of 50 of them worth, and how
+# many that of 10? The file stores 100 bits in either case.
+#
+# <details><summary>Answer</summary>
+#
+# log2 of `math.comb(100, 50)` is 96.3, so a bit a weight is close to the least that it takes; that
+# of `math.comb(100, 10)` is 43.98: a sparser mask could be coded in less, which neither the paper
+# nor the file does.
+#
+# </details>
+
+# %% [markdown]
+# ## 8. How many values does it take?
 #
 # The question of the paper. The same training with longer and shorter prototypes:
 #
-# - `rp(0.0001)`: one single value for the whole network,
-# - `rp(0.01)`, the network above, and `rp(0.1)`,
+# - `mask`: a value of its own for every weight, as in edge-popup, from which the paper starts,
 # - `mp`: a prototype as long as the largest layer,
-# - `mask`: a value of its own for every weight, as in edge-popup, from which the paper starts.
+# - `rp(0.1)`, and `rp(0.01)`, the network above,
+# - `rp(0.0001)`: one single value for the whole network.
 #
 # And two yardsticks. *Dense* is an ordinary network whose weights are trained. The *control* is
 # `mp` with masks that stay as they were drawn: only the rest is trained. What lies above the
@@ -315,11 +465,11 @@ figure.savefig(OUT / "6-filters.png", dpi=150)
 
 # %%
 strategies = {
-    "rp(0.0001)": pemn.rp(0.0001),
-    "rp(0.01)": strategy,
-    "rp(0.1)": pemn.rp(0.1),
-    "mp": pemn.mp,
     "mask": pemn.mask,
+    "mp": pemn.mp,
+    "rp(0.1)": pemn.rp(0.1),
+    "rp(0.01)": strategy,
+    "rp(0.0001)": pemn.rp(0.0001),
 }
 results = {"rp(0.01)": learned}
 for name, other in strategies.items():
@@ -360,24 +510,30 @@ axes.set_xticks([*unique.values()], [f"{unique[name]:,}\n{name}" for name in str
 axes.minorticks_off()
 axes.set_xlim(0.6, 8000)
 axes.set_xlabel("unique weight values, and the strategy")
-axes.set_ylabel("accuracy (% of 500 held-out images)")
+axes.set_ylabel("accuracy (% of 500 held-out images)\n(the axis does not start at 0)")
 axes.set_title("How many values does it take? One training each")
 figure.legend(loc="outside lower center", ncols=3, fontsize="small", frameon=False)
-figure.savefig(OUT / "7-unique-values.png", dpi=150)
+figure.savefig(OUT / "8-unique-values.png", dpi=150)
 
 # %% [markdown]
 # One seed and 500 images cannot separate results less than about 4 percentage points
 # apart. The README has three seeds of another recipe, trained for longer.
 #
-# **Exercise 7.** The control has learned no mask and has random weights, and yet it is far above
+# **Exercise 8.** The control has learned no mask and has random weights, and yet it is far above
 # the 10 % of guessing. What was trained?
+#
+# <details><summary>Answer</summary>
+#
+# Batch-norm, and nothing else: a scale and an offset for each channel.
+#
+# </details>
 
 # %% [markdown]
-# ## 8. A file
+# ## 9. A file
 #
 # The scores are not needed any more: `save` writes a bit for each weight, the prototype, the rest
-# and the buffers, and a header that names them. `load` gives the same network back. For comparison,
-# the dense network is saved as an ordinary file.
+# and the buffers, and a header that names them. `load` gives the same network back. For
+# comparison, the dense network is saved as an ordinary file.
 
 # %%
 path = OUT / "digits.safetensors"
@@ -422,7 +578,7 @@ axes.set_title(f"{starts[0]:,} bytes masked, {starts[1]:,} dense")
 axes.xaxis.set_major_formatter("{x:,.0f}")
 title = "bytes: masked | dense"
 figure.legend(loc="outside lower center", ncols=3, title=title, fontsize="small", frameon=False)
-figure.savefig(OUT / "8-bytes.png", dpi=150)
+figure.savefig(OUT / "9-bytes.png", dpi=150)
 
 # %% [markdown]
 # The weights shrank to about a thirtieth: masks and prototype. In so small a network
@@ -430,8 +586,14 @@ figure.savefig(OUT / "8-bytes.png", dpi=150)
 # much as the masks (width 256) or half as much (width 512). The paper's accounting leaves it out;
 # `pemn.storage` counts it, if you pass it in.
 #
-# **Exercise 8.** A ConvMixer of the paper has 437,248 weights, the largest layer 65,536. How many
+# **Exercise 9.** A ConvMixer of the paper has 437,248 weights, the largest layer 65,536. How many
 # bytes are its masks and its prototype with `rp(0.001)`, and how many are its weights when dense?
+#
+# <details><summary>Answer</summary>
+#
+# 437,248 / 8 + 4 x 66 = 54,920 bytes, against 4 x 437,248 = 1,748,992.
+#
+# </details>
 #
 # Next: the README shows it in your own loop, `pemn_ref` is read in the order of its `__init__.py`,
 # and `python -m reproduce run` measures it all again with three seeds. Or write it yourself:

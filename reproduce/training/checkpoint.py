@@ -1,4 +1,4 @@
-"""Training that stops at any moment and goes on from there: when to stop, and what is kept."""
+"""Stopping training at any moment and resuming it: when to stop, and what is kept."""
 
 import hashlib
 import io
@@ -20,16 +20,16 @@ from reproduce.study.cells import Cell
 from reproduce.training.program import PROGRAM
 
 OUT_OF_TIME = 4
-"""Exit code after a time limit. (After a signal it is 128 and the number of the signal.)"""
+"""Exit code after a time limit. (After a signal it is 128 plus the signal's number.)"""
 _DIGEST = hashlib.sha256().digest_size
 
 
 class CheckpointError(Exception):
-    """A checkpoint that cannot be gone on from: one line that says what to do."""
+    """A checkpoint cannot be resumed; the message, one line, says what to do."""
 
 
-class Stopped(Exception):  # noqa: N818  it is no error
-    """Training was asked to stop, and its checkpoint is written. ``code`` is the exit code."""
+class Stopped(Exception):  # noqa: N818  not an error
+    """Training was asked to stop and has written its checkpoint; ``code`` is the exit code."""
 
     def __init__(self, code: int) -> None:
         super().__init__(code)
@@ -38,15 +38,15 @@ class Stopped(Exception):  # noqa: N818  it is no error
 
 @dataclass
 class Stop:
-    """Whether to stop: no sooner than the next step, so that nothing is half done."""
+    """Whether to stop. Training asks only after a step, so that nothing is left half done."""
 
     deadline: float = float("inf")
-    """By ``time.monotonic``."""
+    """In seconds of ``time.monotonic``."""
     code: int | None = None
 
     @property
     def asked(self) -> bool:
-        """Whether there is a ``code``."""
+        """Whether to stop: after a signal, or once the deadline has passed."""
         if self.code is None and time.monotonic() > self.deadline:
             self.code = OUT_OF_TIME
         return self.code is not None
@@ -54,7 +54,7 @@ class Stop:
 
 @contextmanager
 def stopping(minutes: float | None = None) -> Iterator[Stop]:
-    """SIGINT and SIGTERM ask to stop, and so does a time limit; a second signal does not ask."""
+    """Inside, SIGINT, SIGTERM or a time limit ask to stop; a second signal acts as usual."""
     stop = Stop() if minutes is None else Stop(time.monotonic() + 60 * minutes)
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
@@ -76,26 +76,26 @@ def stopping(minutes: float | None = None) -> Iterator[Stop]:
 
 @dataclass
 class Checkpoint:
-    """What one run needs in order to go on, in one file that is whole at every moment.
+    """What is needed to resume one run, in one file that is complete at any moment.
 
-    The file says whose it is: which run, of which configuration, and what has trained it.
+    The file also names the run, its configuration, and the programs that have trained it.
     """
 
     path: Path
     cell: Cell
     seed: int
     every: float
-    """Seconds from one to the next."""
+    """Seconds between two checkpoints."""
     stop: Stop
     programs: list[Program] = field(default_factory=list)
-    """What had trained the run when it was read, each once."""
+    """The programs that had trained the run when the file was read, each once."""
     _last: float = field(default_factory=time.monotonic)
 
     def read(self) -> dict[str, Any] | None:
-        """What was written last, on the CPU; None where nothing was.
+        """Return the content written last, on the CPU; None if there is no checkpoint.
 
         Raises:
-            CheckpointError: if it is damaged, of another run, or not of this version.
+            CheckpointError: if it is damaged, or was written for another run or by another version.
             OSError: if it cannot be read.
         """
         try:
@@ -111,7 +111,7 @@ class Checkpoint:
             programs = msgspec.convert(found["programs"], list[Program])
             content: dict[str, Any] = found["content"]
         if (run, configuration) != (self._run, self.cell.configuration):
-            raise self._refused(f"is of the run {run!r}, not of {self._run}")
+            raise self._refused(f"belongs to the run {run!r}, not to {self._run}")
         self.programs = programs
         return content
 
@@ -120,26 +120,28 @@ class Checkpoint:
         return self.cell.run_id(self.seed)
 
     def _refused(self, why: str) -> CheckpointError:
-        return CheckpointError(f"{self.path} {why}: remove it, and the run starts anew")
+        return CheckpointError(f"{self.path} {why}: remove it to start the run from the beginning")
 
     @contextmanager
     def of_this_version(self) -> Iterator[None]:
-        """What is not found inside, or is not as it should be, another version has written.
+        """Inside, an error from missing or unexpected content means that another version wrote it.
 
         Raises:
-            CheckpointError: instead.
+            CheckpointError: in place of that error.
         """
         try:
             yield
         except (EOFError, LookupError, TypeError, ValueError, pickle.UnpicklingError) as error:
-            raise self._refused(f"is not of this version of the program ({error!r})") from error
+            raise self._refused(
+                f"was not written by this version of the program ({error!r})"
+            ) from error
 
     def after_step(self, content: Callable[[], dict[str, Any]]) -> None:
-        """Write ``content`` where it is time.
+        """Write ``content`` if it is time to, or if asked to stop.
 
         Raises:
-            Stopped: if asked to stop; then ``content`` is written.
-            OSError: if it cannot be written; then the one before is still there.
+            Stopped: if asked to stop, after ``content`` is written.
+            OSError: if it cannot be written. The previous checkpoint is then still there.
         """
         asked = self.stop.asked
         if not asked and time.monotonic() - self._last < self.every:
@@ -153,7 +155,7 @@ class Checkpoint:
         }
         torch.save({**whose, "content": content()}, buffer)
         saved = buffer.getvalue()
-        # torch.load does not notice a bit of a tensor that has flipped.
+        # torch.load does not notice a flipped bit in a tensor.
         write(self.path, hashlib.sha256(saved).digest(), saved)
         self._last = time.monotonic()
         if asked:

@@ -1,4 +1,4 @@
-"""All that depends on the device. Nothing else in the experiments asks which one it is."""
+"""Everything that depends on the device; nothing else in the experiments asks which it is."""
 
 import ctypes
 import os
@@ -21,21 +21,21 @@ class Device:
 
     torch: torch.device
     hardware: str
-    """What it is, for people."""
+    """Its name, for people."""
     bfloat16: bool
     """Whether training runs in mixed precision."""
 
     def put(self, batch: Batch) -> Batch:
-        """The batch on the device; images in channels-last order, and what comes of them too."""
+        """The batch on the device, images in channels-last order, which later layers keep."""
         images, labels = batch
         return images.to(self.torch, memory_format=torch.channels_last), labels.to(self.torch)
 
     def mixed_precision(self) -> autocast:
-        """The context to train in."""
+        """The context in which to train."""
         return autocast(self.torch.type, torch.bfloat16, enabled=self.bfloat16)
 
     def synchronize(self) -> None:
-        """Wait until all work is done, before a clock is read."""
+        """Wait until all work is done; call it before reading a clock."""
         if self.torch.type == "cuda":
             torch.cuda.synchronize(self.torch)
 
@@ -43,13 +43,13 @@ class Device:
     def fused(self) -> bool:
         """Whether the optimizer updates all tensors in a few launches.
 
-        Not on a CPU, where that would save nothing and give rows other bits.
+        Not on a CPU, where it would save nothing and change the bits of rows.
         """
         return not self._on_cpu
 
     @property
     def slow(self) -> bool:
-        """As ``is_slow``."""
+        """See ``is_slow``."""
         return is_slow(self.torch)
 
     @property
@@ -58,19 +58,19 @@ class Device:
         return self._on_cpu
 
     def free_memory(self) -> int:
-        """Bytes that can be had for tensors."""
+        """Bytes available for tensors."""
         if self._on_cpu:
             return available_memory()
-        self.release_memory()  # what is kept counts as used
+        self.release_memory()  # what PyTorch caches counts as used
         return torch.cuda.mem_get_info(self.torch)[0]
 
     def release_memory(self) -> None:
-        """Hand back what PyTorch keeps for the next tensor."""
+        """Release the memory that PyTorch caches for later tensors."""
         if not self._on_cpu:
             torch.cuda.empty_cache()
 
     def peak_memory(self, run: Callable[[], object]) -> int | None:
-        """Bytes of all tensors there while ``run`` runs, at most; None where nobody counts them."""
+        """Peak bytes of all tensors while ``run`` runs; None on a CPU, where nobody counts them."""
         if self._on_cpu:
             return None
         torch.cuda.reset_peak_memory_stats(self.torch)
@@ -79,7 +79,7 @@ class Device:
 
     @contextmanager
     def full_float32(self) -> Iterator[None]:
-        """Inside, float32 is not rounded to TensorFloat-32 as a GPU does in convolutions."""
+        """Inside, a GPU does not round float32 to TensorFloat-32, as convolutions otherwise do."""
         products = torch.backends.cuda.matmul.allow_tf32
         convolutions = torch.backends.cudnn.allow_tf32
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
@@ -91,12 +91,12 @@ class Device:
 
     @contextmanager
     def own_stream(self) -> Iterator[None]:
-        """Dropout draws from the global stream of the device, which is as before afterwards."""
+        """Restore the device's global random stream, from which dropout draws, at the end."""
         with torch.random.fork_rng(devices=[] if self._on_cpu else [self.torch.index]):
             yield
 
     def draw_from(self, stream: Generator) -> None:
-        """Dropout draws what ``stream`` would give, whatever was drawn before."""
+        """Seed dropout like ``stream``, so that it does not depend on what was drawn before."""
         generators = [torch.default_generator] if self._on_cpu else torch.cuda.default_generators
         generators[self.torch.index or 0].manual_seed(stream.initial_seed())
 
@@ -106,10 +106,10 @@ class Device:
 
 
 def find_device(name: str | None = None) -> torch.device:
-    """``cpu``, ``cuda`` or ``cuda:N``; by default the best that is present. It is not opened.
+    """Find ``cpu``, ``cuda`` or ``cuda:N``, by default the best one present, without opening it.
 
     Raises:
-        ValueError: if it is none of these, or not there.
+        ValueError: if ``name`` is none of these, or there is no such device.
     """
     present = gpus()
     name = name or ("cuda" if present else "cpu")
@@ -117,7 +117,7 @@ def find_device(name: str | None = None) -> torch.device:
         return torch.device("cpu")
     match = re.fullmatch(r"cuda(?::(\d+))?", name)
     if not match:
-        raise ValueError(f"a device is cpu, cuda or cuda:N, got {name!r}")
+        raise ValueError(f"the device must be cpu, cuda or cuda:N, got {name!r}")
     index = int(match[1] or 0)
     if index >= present:
         raise ValueError(f"no {name!r} here: PyTorch sees {present} CUDA devices that it can use")
@@ -125,7 +125,7 @@ def find_device(name: str | None = None) -> torch.device:
 
 
 def open_device(name: str | None = None) -> Device:
-    """The device that ``find_device`` finds, ready to train on.
+    """Open the device that ``find_device`` finds, ready to train on.
 
     Raises:
         ValueError: as ``find_device``.
@@ -133,33 +133,33 @@ def open_device(name: str | None = None) -> Device:
     where = find_device(name)
     if is_slow(where):
         keep_freed_memory()
-        # Weights before GELU and batch-norm grow as they train, and gradients through GELU's tail
-        # then lie below the smallest normal number: a backward pass seven times as slow (measured).
+        # Weights before GELU and batch-norm grow in training. Gradients through GELU's tail then
+        # become subnormal, which made a backward pass seven times as slow (measured).
         torch.set_flush_denormal(True)
-        # bfloat16 was slower than float32 there (the backward of depthwise convolutions).
+        # bfloat16 was slower than float32 on a CPU (backward pass of depthwise convolutions).
         return Device(where, processor(), bfloat16=False)
-    torch.cuda.set_device(where)  # else what names no device opens the first GPU, too
+    torch.cuda.set_device(where)  # else code that names no device opens the first GPU, too
     return Device(
         where,
         torch.cuda.get_device_name(where),
-        bfloat16=torch.cuda.get_device_capability(where) >= (8, 0),  # else emulated, and slow
+        bfloat16=torch.cuda.get_device_capability(where) >= (8, 0),  # older GPUs emulate it, slowly
     )
 
 
 def is_slow(where: torch.device) -> bool:
-    """Whether a cell of the paper takes days there: trials are small then."""
+    """Whether a cell of the paper takes days on this device; trials are then small."""
     return where.index is None
 
 
 def gpus() -> int:
-    """GPUs that PyTorch can use: it counts one whose driver is too old for it, too, and warns."""
+    """How many GPUs PyTorch can use; it also counts those with too old a driver, and warns."""
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def processor() -> str:
-    """The name of the processor as the system gives it."""
+    """The processor's name, as given by the system."""
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():  # on Linux, where the standard library knows the architecture at most
+    if cpuinfo.exists():  # Linux, where the standard library knows only the architecture
         for line in cpuinfo.read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
@@ -167,7 +167,7 @@ def processor() -> str:
 
 
 def available_memory() -> int:
-    """Bytes of the machine that are not in use, where the system says it; else all."""
+    """Bytes of memory that are not in use, if the system tells; else all of the machine's."""
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
         for line in meminfo.read_text(encoding="utf-8").splitlines():
@@ -179,7 +179,7 @@ def available_memory() -> int:
 def keep_freed_memory() -> None:
     """Let glibc keep freed memory for the next step instead of handing it back to the system.
 
-    Else every large tensor is mapped afresh, page fault by page fault.
+    Otherwise every large tensor is mapped anew, page fault by page fault.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

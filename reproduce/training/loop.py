@@ -25,8 +25,9 @@ from reproduce.training.networks import Network
 def rate(recipe: Recipe, progress: float) -> float:
     """The learning rate of the step that ends at ``progress`` (above 0, up to 1) through the run.
 
-    ``piecewise`` linear: 0, the highest at 2/5, a twentieth of it at 4/5, 0 at the end; half a
-    ``cosine`` from the highest to 0; or in ``steps``: a tenth after 1/2, a hundredth after 3/4.
+    ``piecewise`` is linear from 0 to the highest rate at 2/5, a twentieth of it at 4/5 and 0 at the
+    end. ``cosine`` is half a cosine from the highest rate to 0. ``steps`` takes a tenth of the
+    highest rate after 1/2 and a hundredth after 3/4.
     """
     highest = recipe.learning_rate
     match recipe.schedule:
@@ -41,7 +42,7 @@ def rate(recipe: Recipe, progress: float) -> float:
 def make_optimizer(
     recipe: Recipe, tensors: Iterable[Tensor], *, fused: bool
 ) -> torch.optim.Optimizer:
-    """The optimizer of a recipe, all tensors in one group; ``fused`` as a device says it."""
+    """The optimizer of a recipe, with all tensors in one group; ``fused`` is the device's."""
     lr, decay = recipe.learning_rate, recipe.weight_decay
     match recipe.optimizer:
         case "adamw":
@@ -55,10 +56,10 @@ def make_optimizer(
 
 @dataclass
 class _Position:
-    """Where training stands: all that changes, apart from network and optimizer."""
+    """How far training is: everything that changes besides network and optimizer."""
 
     loss: Tensor
-    """Sum over the images of the epoch after those of ``history``."""
+    """Summed over the images so far of the current epoch, which follows those in ``history``."""
     images: int
     step: int
     seconds: float
@@ -78,15 +79,15 @@ def train(
 ) -> list[Epoch]:
     """Train ``network`` in place and measure it on ``held_out`` after each epoch.
 
-    Both are on ``device``. ``on_epoch`` is given the epochs so far. Goes on from the ``checkpoint``
-    where there is one: every random choice is a function of seed, epoch and step alone, so that
-    needs no state of a generator and changes nothing. The rate is set at each step, to that of the
-    step's end, as the released code has it. Within an epoch no value is read, so the host never
+    Both are on ``device``. ``on_epoch`` is called with the epochs so far. If the ``checkpoint`` was
+    written, training resumes from it. That changes no result and needs no generator state, since
+    every random choice is a function of seed, epoch and step alone. Each step uses the learning
+    rate of its end, as in the released code. Within an epoch no value is read, so the host never
     waits for the device.
 
     Raises:
-        FloatingPointError: if the loss of an epoch is not finite, or the network after the last.
-        Stopped, CheckpointError, OSError: as ``checkpoint`` has it.
+        FloatingPointError: if the loss of an epoch, or the network after the last, is not finite.
+        Stopped, CheckpointError, OSError: as ``Checkpoint``.
     """
     optimizer = make_optimizer(recipe, network.trained, fused=device.fused)
     at = _Position(torch.zeros((), device=device.torch), images=0, step=0, seconds=0.0, history=[])
@@ -133,7 +134,7 @@ def _content(network: Network, optimizer: torch.optim.Optimizer, at: _Position) 
 
 
 def epochs_kept(checkpoint: Checkpoint) -> int:
-    """Whole epochs that a checkpoint holds; 0 where there is none.
+    """The number of whole epochs in a checkpoint; 0 if it was never written.
 
     Raises:
         CheckpointError, OSError: as ``train``.
@@ -152,13 +153,13 @@ def _position(checkpoint: Checkpoint, content: dict[str, Any]) -> _Position:
 def _resume(
     checkpoint: Checkpoint, network: Network, optimizer: torch.optim.Optimizer, at: _Position
 ) -> None:
-    """Bring all three to where the checkpoint stands, if there is one."""
+    """Restore network, optimizer and position from the checkpoint, if it was written."""
     content = checkpoint.read()
     if content is None:
         return
     position = _position(checkpoint, content)
     with checkpoint.of_this_version():
-        check_same("the tensors are others", content["tensors"], network.tensors)
+        check_same("the tensors do not fit", content["tensors"], network.tensors)
         optimizer.load_state_dict(content["optimizer"])
     for name, tensor in network.tensors.items():
         tensor.copy_(content["tensors"][name])
@@ -168,9 +169,9 @@ def _resume(
 
 @torch.no_grad()
 def accuracy(network: Network, batches: Iterable[Batch]) -> float:
-    """The fraction of images whose largest logit is that of their label, not in bfloat16.
+    """The fraction of images whose largest logit is that of their label.
 
-    (It has eight bits: the largest two are too often equal.)
+    Not in bfloat16: it has eight bits, so the two largest logits are too often equal.
     """
     network.model.eval()
     hits = [network.logits(x).argmax(dim=1) == y for x, y in batches]

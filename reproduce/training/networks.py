@@ -77,15 +77,28 @@ def network_of(cell: Cell, model: nn.Module, seed: int) -> Network:
         return masked_network(cell, model, pemn.init(model, cell.masking, seed=seed))
     if cell.density is not None:
         return _pruned_network(cell, model, seed)
-    return dense_network(model)
+    return dense_network(cell, model)
 
 
-def dense_network(model: nn.Module) -> Network:
-    """A plain module: every weight is a value of its own and nothing is saved."""
-    weights = sum(shape.numel() for shape in pemn.maskable_shapes(model).values())
-    bits = sum(8 * t.element_size() * t.numel() for t in model.state_dict().values())
-    storage = pemn.Storage(weights, weights, 0.0, 0.0, bits, bits)
-    return Network(model, model, list(model.parameters()), storage, None)
+def dense_network(cell: Cell, model: nn.Module) -> Network:
+    """A plain module with the tensors that it has."""
+    return Network(model, model, list(model.parameters()), storage_of(cell, model), None)
+
+
+def storage_of(cell: Cell, model: nn.Module) -> pemn.Storage:
+    """What a network of the cell costs to store, counted on the shapes of its plain ``model``."""
+    shapes, dense = pemn.maskable_shapes(model), model.state_dict()
+    others = [tensor for name, tensor in dense.items() if name not in shapes]
+    if cell.masking is not None:
+        return pemn.storage(shapes, cell.masking, others)
+    numbers = [shape.numel() for shape in shapes.values()]
+    if cell.density is not None and cell.family is None:
+        kept = sum(pemn.kept(number, cell.density) for number in numbers)
+        # A bit for each weight says which are kept; the paper's percentages leave that bit out.
+        return masked_storage(sum(numbers), kept, others)
+    # Every weight is a value of its own and nothing is saved. (The byte frontier counts files.)
+    bits = sum(8 * tensor.nbytes for tensor in dense.values())
+    return pemn.Storage(sum(numbers), sum(numbers), 0.0, 0.0, bits, bits)
 
 
 def choice_of(cell: Cell, model: nn.Module) -> tuple[Family, Choice]:
@@ -113,7 +126,7 @@ def _family_network(cell: Cell, model: nn.Module, seed: int) -> Network:
         return make_weights(family, {**state.scores, **beside}, choice, lambda tensor, _: tensor)
 
     logits = _called(model, make, {**state.rest, **state.buffers})
-    return Network(model, logits, trained, dense_network(model).storage, state)
+    return Network(model, logits, trained, storage_of(cell, model), state)
 
 
 def masked_network(cell: Cell, model: nn.Module, state: pemn.State) -> Network:
@@ -124,9 +137,7 @@ def masked_network(cell: Cell, model: nn.Module, state: pemn.State) -> Network:
         state = state._replace(scores={name: s.detach() for name, s in state.scores.items()})
     else:
         trained += state.scores.values()
-    shapes = pemn.maskable_shapes(model)
-    storage = pemn.storage(shapes, cell.masking, _others(model, state))
-    return Network(model, _masked(cell, model, state), trained, storage, state)
+    return Network(model, _masked(cell, model, state), trained, storage_of(cell, model), state)
 
 
 def _pruned_network(cell: Cell, model: nn.Module, seed: int) -> Network:
@@ -136,18 +147,8 @@ def _pruned_network(cell: Cell, model: nn.Module, seed: int) -> Network:
     scores = state.scores if cell.strategy == "prune_random" else weights
     fixed = {name: score.detach().abs() for name, score in scores.items()}
     state = state._replace(weights=weights, scores=fixed)
-    assert cell.density is not None
-    numbers = [weight.numel() for weight in weights.values()]
-    kept = sum(pemn.kept(number, cell.density) for number in numbers)
-    # A bit for each weight says which are kept; the paper's percentages leave that bit out.
-    storage = masked_storage(sum(numbers), kept, _others(model, state))
     trained = [*state.rest.values(), *weights.values()]
-    return Network(model, _masked(cell, model, state), trained, storage, state)
-
-
-def _others(model: nn.Module, state: pemn.State) -> list[Tensor]:
-    """What is stored beside the maskable weights: the rest and the persistent buffers."""
-    return [tensor for name, tensor in model.state_dict().items() if name not in state.weights]
+    return Network(model, _masked(cell, model, state), trained, storage_of(cell, model), state)
 
 
 def _masked(cell: Cell, model: nn.Module, state: pemn.State) -> Callable[[Tensor], Tensor]:

@@ -1,4 +1,4 @@
-"""Which code trains: its commit, and the versions of what it runs on."""
+"""Which code trains: its commit, and the versions of Python and the libraries."""
 
 import platform
 import subprocess
@@ -12,7 +12,7 @@ from reproduce.rows.row import Program, Versions
 
 
 def _commit() -> str | None:
-    """Of this checkout, with ``-dirty`` if it was changed; None where installed."""
+    """The commit of this checkout, with ``-dirty`` if it has changes; None if it is installed."""
     here = Path(__file__).parents[2]
     if not (here / ".git").exists():
         return None
@@ -33,4 +33,4 @@ PROGRAM = Program(
         pemn_ref=pemn.__version__,
     ),
 )
-"""The code as it was loaded, whatever the checkout is when a run ends."""
+"""The code as it was loaded, even if the checkout has changed when a run ends."""

@@ -124,8 +124,12 @@ def _conditions(device: Device, checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def evaluate_file(path: Path, device: Device, data: Path | None) -> tuple[str, float, int]:
+def evaluate_file(
+    path: Path, device: Device, data: Path | None, say: Callable[[str], None]
+) -> tuple[str, float, int]:
     """Strategy of a compressed network, its accuracy, on how many images; ``data`` as above.
+
+    What is measured is said first.
 
     Raises:
         FileError: if it is not a whole and valid file of a cell.
@@ -133,6 +137,7 @@ def evaluate_file(path: Path, device: Device, data: Path | None) -> tuple[str, f
         OSError: if the file cannot be read.
     """
     network, cell = read_network(path, device.torch)
+    say(f"measuring {cell.name} of {cell.model.label} on {cell.dataset}")
     return _measure(network, cell, load(cell.dataset, data)[1], device)
 
 

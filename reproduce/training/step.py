@@ -1,4 +1,4 @@
-"""One step of the training loop alone, for what measures or counts it."""
+"""One step of the training loop on its own, to be measured or counted."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ from reproduce.training.networks import Network, make_network
 
 
 class Step:
-    """One step of the training loop on images that are there already: call it, or its parts."""
+    """One step of the training loop, on ready-made images: call it, or ``forward`` alone."""
 
     def __init__(self, cell: Cell, network: Network, batch: int, device: Device) -> None:
         self.network, self.device = network, device
@@ -29,12 +29,12 @@ class Step:
         network.model.train()
 
     def forward(self) -> Tensor:
-        """The loss."""
+        """Return the loss."""
         with self.device.mixed_precision():
             return cross_entropy(self.logits(self.images), self.labels)
 
     def __call__(self) -> None:
-        """All of it."""
+        """Do the whole step."""
         loss = self.forward()
         self.optimizer.zero_grad()
         loss.backward()
@@ -42,7 +42,7 @@ class Step:
 
 
 def training_step(cell: Cell, batch: int, device: Device, *, compiled: bool) -> Step:
-    """A step of the cell's own network."""
+    """Make a step with the cell's own network, its forward pass ``compiled`` or not."""
     step = Step(cell, make_network(cell, 0, device.torch), batch, device)
     if compiled:
         step.logits = torch.compile(step.logits)

@@ -58,17 +58,19 @@ def masked_forward(right: Any, model: nn.Module, /, *args: Any, **kw: Any) -> An
 
 
 @mistake("W3", "masked weights are loaded into the model")
-def masked_forward(right: Any, model: nn.Module, /, *args: Any, density: float, **kw: Any) -> Any:
-    state = right.State(*args[:4])
-    model.load_state_dict(right.materialize(model, state, density=density))
-    return right.masked_forward(model, *args, density=density, **kw)
+def masked_forward(
+    right: Any, model: Any, w: Any, s: Any, /, *args: Any, density: float, **kw: Any
+) -> Any:
+    model.load_state_dict(right.apply_mask(w, s, density=density), strict=False)
+    return right.masked_forward(model, w, s, *args, density=density, **kw)
 
 
 @mistake("W3", "the input is modified")
 def masked_forward(
-    right: Any, model: Any, w: Any, s: Any, r: Any, b: Any, x: Any, /, **kw: Any
+    right: Any, model: Any, w: Any, s: Any, r: Any, b: Any, x: Any, /, *more: Any, **kw: Any
 ) -> Any:
-    return right.masked_forward(model, w, s, r, b, x.mul_(1 if x.dtype == int else 0.5), **kw)
+    x.mul_(0.5 if x.is_floating_point() else 1)
+    return right.masked_forward(model, w, s, r, b, x, *more, **kw)
 
 
 @mistake("W3", "statistics move in new tensors, put into the dict of buffers")

@@ -73,7 +73,7 @@ def forward_with(
 ) -> Any:
     """The masked forward, all else right, with what ``change`` makes of scores and their mask."""
     masks = {name: right.score_mask(scores, density=density) for name, scores in s.items()}
-    masked = {name: weight * change(s[name], masks[name]) for name, weight in w.items()}
+    masked = {n: weight * change(s[n], masks[n]).to(weight.dtype) for n, weight in w.items()}
     return functional_call(model, {**masked, **r, **b}, args, kw)
 
 

@@ -120,10 +120,10 @@ def score_mask(right: Any, scores: Tensor, *, density: float) -> Any:
 
 @mistake("M8", "one threshold over all layers")
 def apply_mask(right: Any, weights: Any, scores: Any, *, density: float) -> Any:
-    together = torch.cat([scores[name].flatten() for name in weights])
+    together = torch.cat([scores[name].double().flatten() for name in weights])
     masks = right.score_mask(together, density=density).split([w.numel() for w in weights.values()])
     return {
-        name: weight * mask.reshape(weight.shape)
+        name: weight * mask.reshape(weight.shape).to(weight.dtype)
         for (name, weight), mask in zip(weights.items(), masks, strict=True)
     }
 

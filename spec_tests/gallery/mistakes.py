@@ -31,6 +31,11 @@ class Mistake(NamedTuple):
     text: str
     rebound: Callable[[Any], Rebound]
 
+    @property
+    def named(self) -> str:
+        """What it is called in what is measured."""
+        return f"{self.clause}: {self.text}"
+
     def build(self) -> ModuleType:
         """A copy of the reference with the mistake in it."""
         mine = {name: sys.modules.pop(name) for name in list(sys.modules) if _is_reference(name)}
@@ -49,6 +54,7 @@ class Mistake(NamedTuple):
             assert users, f"{name} is not a name of the reference"
             for module in users:
                 setattr(module, name, value)
+        vars(package)["mistake"] = self.named
         return package
 
 

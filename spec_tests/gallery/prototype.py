@@ -117,6 +117,11 @@ def make_prototype(right: Any, shapes: Any, strategy: Any, *, seed: int) -> Any:
     return drawn
 
 
+@mistake("P14", "the stream of a seed is told by hash, which differs by process")
+def random_stream(right: Any, name: str, seed: int) -> Any:
+    return torch.Generator().manual_seed(hash((name, seed)) % 2**63)
+
+
 @mistake("P11", "drawn on the default device")
 def init_scores(right: Any, shapes: Any, *, seed: int) -> Any:
     drawn = right.init_scores(shapes, seed=seed)

@@ -1,4 +1,4 @@
-"""The benchmarks run; what they measure is not judged here."""
+"""The benchmarks run; the numbers they measure are not judged here."""
 
 import json
 from functools import partial
@@ -18,7 +18,7 @@ from reproduce.tests.conftest import Command
 
 
 def run(command: Command, out: Path, *kind: str) -> tuple[list[dict[str, float | str | None]], str]:
-    """What a benchmark writes, and its table."""
+    """Run a benchmark; return the rows it writes, and its table."""
     code, table, _ = command("bench", *kind, "--out", out)
     assert code == 0
     rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
@@ -40,7 +40,7 @@ def test_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
     assert [row["what"] for row in rows] == [
         "convmixer-d1-w4: step masked / dense",
         "convmixer-d1-w4: step masked by the reference / dense",
-        "convmixer-d1-w4: masks / as the released code makes them, with gradient",
+        "convmixer-d1-w4: masks with gradient / as in the released code",
         "convmixer-d1-w4: a batch augmented / step masked",
     ]
     assert {row["pairs"] for row in rows} == {2}
@@ -55,8 +55,8 @@ def test_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
     assert [row["what"] for row in rows] == [
         "pack 16 bits / copy them as bools",
         "unpack 16 bits / copy them as bools",
-        "load Linear to dense / torch.load it dense",
-        "peak memory of that / the dense tensors",
+        "load Linear to dense / torch.load dense",
+        "peak memory of that load / the dense tensors",
     ]
     assert [row["pairs"] for row in rows] == [2, 2, 2, 1]
     assert rows[-1]["milliseconds"] is None

@@ -1,4 +1,4 @@
-"""Augmentation has PIL's bits on every image, and torchvision's distribution."""
+"""Augmentation gives PIL's bits on every image, with torchvision's distribution."""
 
 import itertools
 import math
@@ -49,9 +49,9 @@ PHOTOS = 10
 
 @cache
 def images(size: int = 32) -> Tensor:
-    """Photo-like ones, then those on which rounding, ties and empty histograms show.
+    """Photo-like images, then some that expose rounding, ties and empty histograms.
 
-    Where ``PEMN_DATA`` has CIFAR-10, real ones too.
+    If ``PEMN_DATA`` has CIFAR-10, real images too.
     """
     stream = torch.Generator().manual_seed(0)
 
@@ -82,24 +82,24 @@ def from_pil(pictures: Sequence[Image.Image]) -> Tensor:
 
 
 def same_for_all(step: Step, pixels: Tensor, *numbers: float) -> Tensor:
-    """The step with the same numbers for each image."""
+    """Apply the step with the same numbers to each image."""
     return step.apply(pixels, torch.tensor(numbers).expand(len(pixels), -1))
 
 
 def middle(which: int, of: int) -> float:
-    """A number that chooses this one of so many."""
+    """A random number that chooses number ``which`` of ``of``."""
     return (which + 0.5) / of
 
 
 def magnitude_of(name: str, sign: int, magnitude: int, size: int = 32) -> float:
-    """As torchvision's ``RandAugment`` has it."""
+    """The magnitude that torchvision's ``RandAugment`` uses."""
     magnitudes, signed = RandAugment()._augmentation_space(31, (size, size))[name]
     value = float(magnitudes[magnitude]) if magnitudes.ndim else 0.0
     return sign * value if signed else value
 
 
 def on_picture(picture: Image.Image, name: str, sign: int, magnitude: int) -> Image.Image:
-    """An operation of torchvision's ``RandAugment`` on PIL."""
+    """Apply an operation of torchvision's ``RandAugment`` to a PIL image."""
     value = magnitude_of(name, sign, magnitude, picture.width)
     done: Image.Image = autoaugment._apply_op(picture, name, value, NEAREST, None)
     return done
@@ -138,7 +138,7 @@ def test_each_image_has_an_operation_of_its_own() -> None:
 
 
 def kernel(pixels: Tensor, name: str, value: float) -> Tensor:
-    """What torchvision's kernel of tensors makes of an operation."""
+    """The result of torchvision's tensor kernel for an operation."""
     angle, no = math.degrees(math.atan(value)), [0.0, 0.0]
     done: Tensor
     match name:
@@ -240,7 +240,7 @@ def test_half_of_the_numbers_flip_and_the_bits_are_those_of_pil() -> None:
 
 
 def on_pictures(name: str, picture: Image.Image, numbers: list[float]) -> Tensor:
-    """A whole recipe as published, by torchvision on PIL, with these numbers, erasing aside."""
+    """A whole published recipe without erasing, by torchvision on PIL, with these numbers."""
     drawn = iter(numbers)
 
     def choose(of: int) -> int:
@@ -271,7 +271,7 @@ def test_whole_recipes_have_the_bits_of_pil_in_the_published_order(name: str) ->
     stream = torch.Generator().manual_seed(0)
     numbers = torch.rand(len(pixels), augmentation.numbers, generator=stream)
     if name == "convmixer":
-        numbers[:, -random_erasing(0.2).numbers] = 0.2  # none is erased
+        numbers[:, -random_erasing(0.2).numbers] = 0.2  # nothing is erased
     pictures = zip(to_pil(pixels), numbers.tolist(), strict=True)
     expected = torch.stack([on_pictures(name, picture, drawn) for picture, drawn in pictures])
     assert torch.equal(augmentation(pixels, numbers), expected)
@@ -281,7 +281,7 @@ DRAWS = 100_000
 
 
 def assert_same_distribution(ours: Counter[Any], theirs: Counter[Any]) -> None:
-    """By a chi-square test; rare outcomes, fewer than 20 of both, count as one."""
+    """Compare by a chi-square test; outcomes seen fewer than 20 times in all count as one."""
     both = ours + theirs
     often = [outcome for outcome, times in both.items() if times >= 20]
     counts = [[of_one[outcome] for outcome in often] for of_one in (ours, theirs)]
@@ -313,7 +313,7 @@ def test_operations_are_chosen_as_often_as_by_torchvision(monkeypatch: pytest.Mo
         same_for_all(step, photo, number_of(*place)).numpy().tobytes(): value
         for place, value in zip(PLACES, values, strict=True)
     }
-    assert len(results) == len(set(values)) == 23  # all can be told apart
+    assert len(results) == len(set(values)) == 23  # all differ
     stream = torch.Generator().manual_seed(0)
     ours: Counter[Any] = Counter()
     for _ in range(DRAWS // 1000):
@@ -324,7 +324,7 @@ def test_operations_are_chosen_as_often_as_by_torchvision(monkeypatch: pytest.Mo
 
 
 def rectangles(erased: Tensor) -> list[tuple[int, int, int, int] | None]:
-    """Top, left, height and width of what is erased of ones (n, 1, size, size)."""
+    """Top, left, height and width of what was erased from ones (n, 1, size, size)."""
     holes = erased[:, 0] == 0
     of_rows, of_columns = holes.any(2).int(), holes.any(1).int()
     tall, wide = of_rows.sum(1), of_columns.sum(1)
@@ -362,7 +362,7 @@ def test_the_first_rectangle_that_fits_is_erased() -> None:
     does, top, left = 0.1, 0.0, 0.0
     areas, aspects = [1 - 2**-24] * 10, [1 - 2**-24] * 10  # 33 rows tall
     assert rectangles(same_for_all(step, ones, does, top, left, *areas, *aspects)) == [None]
-    aspects[3], areas[3] = 0.5, 0.0  # 2 % of it, nearly square
+    aspects[3], areas[3] = 0.5, 0.0  # 2 % of the image, nearly square
     aspects[7], areas[7] = 0.5, 1.0
     found = rectangles(same_for_all(step, ones, does, top, left, *areas, *aspects))
     assert found == [(0, 0, 5, 5)]
@@ -382,8 +382,8 @@ def test_tensors_of_the_digits_stay_as_they_are() -> None:
     ("augmentation", "dataset", "message"),
     [
         ("cutmix", "cifar10", "one of plain, convmixer, vit, crop-flip.*got 'cutmix'"),
-        ("crop-flip", "digits", "no augmentation but plain, got 'crop-flip'"),
-        ("crop-flip", "tiny-imagenet", "'crop-flip' cuts images of 32, the dataset's are 64"),
+        ("crop-flip", "digits", "only take the augmentation plain, got 'crop-flip'"),
+        ("crop-flip", "tiny-imagenet", "'crop-flip' is for images of 32 pixels, the dataset has"),
     ],
 )
 def test_recipe_and_dataset_must_fit(augmentation: str, dataset: str, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Batches are a function of images, augmentation, seed and epoch alone."""
+"""Batches depend on images, augmentation, seed and epoch alone."""
 
 import hashlib
 import multiprocessing
@@ -20,7 +20,7 @@ N = 22
 
 
 def noise() -> Images:
-    """Noise, so that every augmentation can be told from every other; classes 0 to 21."""
+    """Noise, on which any two augmentations differ; classes 0 to 21."""
     stream = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (N, 3, 32, 32), dtype=torch.uint8, generator=stream)
     return Images(pixels, torch.arange(N))

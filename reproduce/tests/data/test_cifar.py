@@ -1,4 +1,4 @@
-"""CIFAR, in tiny folders of its real format. Of torchvision, only names and checksums change."""
+"""CIFAR, in tiny folders of its real format; only torchvision's names and checksums are patched."""
 
 import hashlib
 import json
@@ -25,14 +25,14 @@ from reproduce.tests.conftest import Command
 
 
 def write(path: Path, content: dict[str, Any]) -> tuple[str, str]:
-    """Name and checksum, as torchvision lists them."""
+    """Write a batch; return its name and checksum, as torchvision lists them."""
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(pickle.dumps(content, protocol=2))
     return path.name, hashlib.md5(path.read_bytes()).hexdigest()
 
 
 def pixels(first: int, n: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Images of one colour: red is the number, green and blue are constant."""
+    """Images of one colour: red is the image's number, green and blue are constant."""
     red = np.repeat(np.arange(first, first + n, dtype=np.uint8)[:, None], 1024, axis=1)
     return np.hstack([red, np.full_like(red, 100), np.full_like(red, 200)])
 
@@ -41,7 +41,7 @@ def pixels(first: int, n: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Five training batches of 4 images and a test batch of 3 (CIFAR-10); 6 and 2 (CIFAR-100).
 
-    A download is refused at once: nothing listens there.
+    A download is refused at once, since nothing listens at its address.
     """
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     root = tmp_path / "data"
@@ -127,7 +127,7 @@ def test_part_of_the_dataset_is_not_the_dataset(
 def test_damage_is_noticed(root: Path) -> None:
     damaged = root / CIFAR10.base_folder / "data_batch_3"
     content = bytearray(damaged.read_bytes())
-    content[-1000] ^= 1  # in a pixel: it would still load
+    content[-1000] ^= 1  # in a pixel, so it would still load
     damaged.write_bytes(content)
     with pytest.raises(MissingDataError, match="damaged"):
         load("cifar10", root)
@@ -152,7 +152,7 @@ def test_command_trains_on_the_folder_that_is_named(
         for line in (out / "cifar10-small.jsonl").read_text(encoding="utf-8").splitlines()
     ]
     assert row["seed"] == 0
-    assert row["held_out"] == 3  # all of the test batch
+    assert row["held_out"] == 3  # the whole test batch
     assert row["images_per_second"] == pytest.approx(20 / row["history"][0]["seconds"], abs=0.06)
     assert row["configuration"]["recipe"]["augmentation"] == "crop-flip"
 
@@ -166,7 +166,7 @@ def test_command_without_data_skips_its_runs_and_says_why(root: Path, command: C
 
 
 class Quiet(SimpleHTTPRequestHandler):
-    """A web server that remembers what it was asked for, and does not log."""
+    """A web server that records what it is asked for, and does not log."""
 
     asked: ClassVar[list[str]] = []
 
@@ -196,7 +196,7 @@ def test_data_is_downloaded_where_there_is_a_network(
             assert (len(train), len(test)) == (20, 3)
 
             once = len(Quiet.asked)
-            with ThreadPoolExecutor() as pool:  # as processes that begin at the same time
+            with ThreadPoolExecutor() as pool:  # like processes that start at the same time
                 loads = [pool.submit(load, "cifar10", tmp_path / "shared") for _ in range(4)]
             for loaded in loads:
                 assert seen(loaded.result()[1]) == seen(test)

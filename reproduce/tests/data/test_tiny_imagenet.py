@@ -60,7 +60,7 @@ def test_grey_images_become_rgb(root: Path) -> None:
 
 
 def decoded(root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[int, tuple[Images, Images]]:
-    """How many JPEGs are decoded to load the images, and the images."""
+    """Load the images; return how many JPEGs that decoded, and the images."""
     paths: list[Path] = []
     real = tiny_imagenet._decode
     with monkeypatch.context() as patch:
@@ -131,7 +131,7 @@ def test_what_is_missing_is_named_and_never_downloaded(root: Path, missing: str)
 
 
 def refused(root: Path, why: str) -> None:
-    """In one line."""
+    """Loading fails with one line that says ``why`` and what would help."""
     with pytest.raises(MissingDataError) as caught:
         load("tiny-imagenet", root)
     assert why in str(caught.value)
@@ -140,7 +140,7 @@ def refused(root: Path, why: str) -> None:
 
 
 def test_a_third_of_it_is_not_the_dataset(root: Path) -> None:
-    """Though all in it fits, and the last line of the annotations is cut off."""
+    """Even if its files are consistent and only the end of the last annotation is cut off."""
     (root / FOLDER / "wnids.txt").write_text(CLASSES[2], encoding="utf-8")
     (root / FOLDER / "val" / "val_annotations.txt").write_text(
         "val_0.JPEG\tn04067472\t0\t3", encoding="utf-8"
@@ -151,7 +151,7 @@ def test_a_third_of_it_is_not_the_dataset(root: Path) -> None:
 @pytest.mark.parametrize("name", ["wnids.txt", "val/val_annotations.txt"])
 def test_text_that_is_no_utf8_is_refused(root: Path, name: str) -> None:
     (root / FOLDER / name).write_bytes(b"\xff\xfe")
-    refused(root, "is no UTF-8")
+    refused(root, "is not UTF-8")
 
 
 def test_image_that_is_named_twice_is_refused(root: Path) -> None:
@@ -175,7 +175,7 @@ def test_image_that_none_of_them_is_is_refused(root: Path, kind: str) -> None:
             path.write_text("no image", encoding="utf-8")
         case _:
             whole = bytearray(path.read_bytes())
-            place = whole.index(b"\xff\xc0") + 5  # height and width follow the kind of JPEG
+            place = whole.index(b"\xff\xc0") + 5  # height and width follow the marker
             side = 10_000 if kind == "bomb" else 60_000
             whole[place : place + 4] = 2 * side.to_bytes(2, "big")
             path.write_bytes(whole)

@@ -1,4 +1,4 @@
-"""The models are those of the paper, by their number of weights and their structure."""
+"""ConvMixers match the paper in their number of weights and in structure."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ def test_convmixer_has_the_weights_of_the_paper(depth: int, weights: int) -> Non
     shapes = pemn.maskable_shapes(model)
     assert sum(shape.numel() for shape in shapes.values()) == weights
     norms = sum(p.numel() for name, p in model.named_parameters() if name not in shapes)
-    assert norms == (2 * depth + 1) * 2 * 256  # batch-norm alone: no biases
+    assert norms == (2 * depth + 1) * 2 * 256  # batch-norm only, no biases
     assert model(torch.empty(2, 3, 32, 32, device="meta")).shape == (2, 10)
 
 
@@ -26,7 +26,7 @@ def test_convmixer_block_is_residual_around_its_depthwise_half() -> None:
     patches = model.patches(images)
     assert patches.shape == (2, 4, 4, 4)
     torch.nn.init.zeros_(block.depthwise.conv.weight)
-    # A depthwise half that gives 0 (gelu(0) normalised by fresh statistics) leaves the residual.
+    # The depthwise half gives 0 (gelu(0), normalised by initial statistics): the residual remains.
     assert torch.equal(block(patches), block.pointwise(patches))
     mixed = block.pointwise(patches).mean(dim=(2, 3)) @ model.classifier.weight.T
     torch.testing.assert_close(model(images), mixed)

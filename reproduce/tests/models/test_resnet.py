@@ -1,4 +1,4 @@
-"""The residual networks of the paper, by their number of weights and their structure."""
+"""The residual networks match the paper in their number of weights and in structure."""
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def test_shortcut_is_every_second_place_and_zeros_for_new_channels() -> None:
     zeros = torch.zeros(1, 1, 2, 2)
     expected = torch.cat([zeros, x[:, :, [0, 2]][..., [0, 2]], zeros], dim=1)
     assert torch.equal(block.shortcut(x), expected)
-    torch.nn.init.zeros_(block.conv2.weight)  # leaves the shortcut alone
+    torch.nn.init.zeros_(block.conv2.weight)  # only the shortcut remains
     assert torch.equal(block(x), expected.relu())
     assert Block(2, 2, stride=1).shortcut(x) is x
 

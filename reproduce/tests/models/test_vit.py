@@ -1,4 +1,4 @@
-"""The vision transformers of the paper, by their number of weights and their structure."""
+"""The vision transformers match the paper in their number of weights and in structure."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ CIFAR10 = {"size": 32, "channels": 3, "classes": 10}
 
 
 def tiny(**changed: Any) -> ViT:
-    """For the digits: 8x8, one channel."""
+    """A ViT for the digits: 8x8, one channel."""
     sizes: dict[str, Any] = {
         "depth": 2,
         "width": 6,

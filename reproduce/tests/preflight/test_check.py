@@ -1,4 +1,4 @@
-"""Each point of the check can fail: for each something is broken, and it says so."""
+"""Each point of the check can fail: for each of them something is broken, and it says so."""
 
 import shutil
 import subprocess
@@ -53,7 +53,7 @@ TINY = Cell(
 
 
 class Fast(Device):
-    """Trains cells of the paper, it says."""
+    """Claims that it can train cells of the paper."""
 
     @property
     def slow(self) -> bool:
@@ -92,7 +92,7 @@ class Full(Device):
 
 
 class Counting(Fast):
-    """Counts memory, and has just enough of it."""
+    """Measures its memory, and has just enough of it."""
 
     def free_memory(self) -> int:
         return 70_000 + size(learned(TINY), bfloat16=False).images
@@ -132,7 +132,7 @@ def test_cpu_computes_what_float64_does() -> None:
     ],
 )
 def test_other_numbers_are_not_trusted(kind: type[Device], named: str) -> None:
-    with pytest.raises(TrialError, match=rf"{named}.*do not trust it"):
+    with pytest.raises(TrialError, match=rf"{named}.*do not trust this device"):
         compare_numbers(DIGITS.cells, like(kind))
 
 
@@ -148,7 +148,7 @@ def test_score_gradients_are_compared_too(monkeypatch: pytest.MonkeyPatch) -> No
         compare_numbers(DIGITS.cells, CPU)
 
 
-@pytest.mark.parametrize("numel", [100, 128 * 128])  # of the small cells, of the full size alone
+@pytest.mark.parametrize("numel", [100, 128 * 128])  # in the small cells too, at full size only
 def test_a_mask_of_other_bits_is_not_trusted(monkeypatch: pytest.MonkeyPatch, numel: int) -> None:
     score_mask = pemn.score_mask
 
@@ -160,7 +160,7 @@ def test_a_mask_of_other_bits_is_not_trusted(monkeypatch: pytest.MonkeyPatch, nu
 
     monkeypatch.setattr(pemn, "score_mask", one_wrong)
     full_size = replace(TINY, model=replace(TINY.model, width=128))
-    with pytest.raises(TrialError, match=r"the mask of \S+ of \S+ is not the CPU's"):
+    with pytest.raises(TrialError, match=r"the mask of \S+ in \S+ differs from the CPU's"):
         compare_numbers([full_size], CPU)
 
 
@@ -206,7 +206,7 @@ def test_a_fast_device_trains_the_cells_themselves_on_their_data_if_that_is_ther
 
 def test_a_run_that_is_stopped_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     said = stop_and_resume(CPU.torch, tmp_path)
-    assert said == "stopped after 2 epochs, resumed to 10, to the same bits"
+    assert said == "stopped after 2 epochs, resumed to epoch 10, with the same bits"
 
 
 @pytest.mark.parametrize(
@@ -271,9 +271,9 @@ def test_the_largest_cell_fits(kind: type[Device]) -> None:
 @pytest.mark.parametrize(
     ("kind", "named"),
     [
-        (Full, "convmixer-d1-w8 on cifar10 needs .* are free: choose others"),
-        (Overfull, "convmixer-d1-w8 on cifar10 needs .* are free: choose others"),
-        (TooSmall, "convmixer-d1-w8 on cifar10 does not fit in .*: choose others"),
+        (Full, "convmixer-d1-w8 on cifar10 needs .* are free: choose a smaller"),
+        (Overfull, "convmixer-d1-w8 on cifar10 needs .* are free: choose a smaller"),
+        (TooSmall, "convmixer-d1-w8 on cifar10 does not fit in .*: choose a smaller"),
     ],
 )
 def test_memory_that_does_not_suffice_is_said(kind: type[Device], named: str) -> None:
@@ -282,7 +282,7 @@ def test_memory_that_does_not_suffice_is_said(kind: type[Device], named: str) ->
 
 
 def test_memory_must_suffice_for_all_that_train_together() -> None:
-    with pytest.raises(TrialError, match=r"needs 0.28 GB, each of 2, 0.28 GB are free: choose"):
+    with pytest.raises(TrialError, match=r"needs 0.28 GB for each of 2, 0.28 GB are free: choose"):
         points._try_largest([TINY], like(Counting), 2)
 
 
@@ -312,7 +312,7 @@ def test_data_that_is_missing_is_a_warning_unless_all_is(monkeypatch: pytest.Mon
     assert points._load_data(cells, None, images, said.append) == "digits"
     assert list(images) == ["digits"]
     assert said == ["warning  data: all runs on cifar10 will be skipped: cifar10 is damaged"]
-    with pytest.raises(TrialError, match="there is none"):
+    with pytest.raises(TrialError, match="no dataset can be loaded"):
         points._load_data([TINY], None, {}, said.append)
 
 
@@ -348,7 +348,7 @@ def test_every_point_is_a_line_and_one_that_fails_stops_no_other(
 def test_device_is_opened_after_the_processes_that_resume_have_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Under Slurm's EXCLUSIVE_PROCESS one process alone may have it."""
+    """Under Slurm's EXCLUSIVE_PROCESS only one process may hold it."""
     order: list[str] = []
 
     def start(command: list[str], **_: object) -> object:
@@ -368,7 +368,7 @@ def test_device_is_opened_after_the_processes_that_resume_have_ended(
 
 
 class Checks:
-    """Counts checks, and gives the next result."""
+    """Counts checks, and returns the next of ``results``."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, out: Path) -> None:
         self.results: list[bool] = []
@@ -391,11 +391,11 @@ def test_a_good_check_is_made_once_for_a_folder_and_versions(
 ) -> None:
     checks.results = [False, True, True, True, True]
     assert not checks.once()
-    assert checks.once()  # a bad one is not remembered
+    assert checks.once()  # a failed check is not remembered
     assert checks.once()
     assert len(checks.results) == 3
     (file,) = tmp_path.glob("checked/*.json")
-    assert checks.said == [f"ok       checked before, as {file} says"]
+    assert checks.said == [f"ok       checked before, see {file}"]
     file.write_bytes(file.read_bytes()[:-1])
     assert checks.once()
     assert len(checks.results) == 2
@@ -419,7 +419,7 @@ def test_a_process_waits_for_the_check_of_another_and_uses_it(
             other = pool.submit(checks.once)
             while not checks.said:
                 time.sleep(0.01)
-            assert checks.said == ["another process checks cpu: waiting for it"]
+            assert checks.said == ["another process is checking cpu: waiting for it"]
             assert not other.done()
         assert other.result()
 

@@ -1,4 +1,4 @@
-"""What is done, begun, failed or stale is told apart; costs are counted right and scale."""
+"""Runs are done, begun, failed or stale; costs are counted correctly and scale."""
 
 import gc
 from dataclasses import replace
@@ -33,7 +33,7 @@ PAPER = STUDIES["paper"]
 
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
-    """Dense is done, mask has failed, one_layer is begun; one row of a control is stale."""
+    """Dense is done, mask failed, one_layer is begun; one row of a control is stale."""
     dense, mask, one_layer, *_, control = DIGITS.cells
     store = RunStore(tmp_path / "runs", "digits", print)
     old = replace(control, recipe=replace(control.recipe, version=0))
@@ -130,12 +130,12 @@ def test_checkpoint_of_another_version_or_run_is_one_line_and_exit_code_2(
     path.rename(path.with_name(f"{one_layer.run_id(1)}.pt"))
     code, output, errors = command(*arguments)
     assert (code, output, errors.count("\n")) == (2, "", 1)
-    assert f"of the run '{one_layer.run_id(0)}', not of {one_layer.run_id(1)}" in errors
+    assert f"to the run '{one_layer.run_id(0)}', not to {one_layer.run_id(1)}" in errors
     checkpoint = RunStore(out, "digits", print).checkpoint(one_layer, 1, 0, Stop())
     checkpoint.after_step(lambda: {"position": {"steps": 3}})
     code, output, errors = command(*arguments)
     assert (code, output, errors.count("\n")) == (2, "", 1)
-    assert "is not of this version of the program" in errors
+    assert "was not written by this version of the program" in errors
 
 
 def test_table_of_the_paper_fits_80_columns_and_has_a_line_for_each_group() -> None:
@@ -150,7 +150,7 @@ def test_table_of_the_paper_fits_80_columns_and_has_a_line_for_each_group() -> N
 
 
 def planned(study: Study, left: int) -> Plan:
-    """Runs of which so many epochs are left."""
+    """A plan whose runs have ``left`` epochs left each."""
     runs = [Standing(c, 0, None, c.recipe.epochs - left) for c in study.cells]
     return Plan(study, runs, [])
 
@@ -229,7 +229,7 @@ def test_what_does_not_fit_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_counted_memory_is_what_two_real_steps_allocate(family: str) -> None:
     (cell,) = STUDIES["digits"].chosen(models=[family], strategies=["mp"]).cells
     cell = replace(cell, recipe=cell.recipe.changed(batch=256))
-    gc.collect()  # what is freed meanwhile would count as less
+    gc.collect()  # whatever is freed meanwhile would be subtracted
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         step = training_step(cell, 256, DEVICE, compiled=False)
         step()
@@ -254,7 +254,7 @@ def test_counted_state_is_that_of_a_real_network(family: str) -> None:
     assert counted.state == dense + sum(tensor.nbytes for tensor in network.tensors.values())
     assert counted.gradients == trained
     moments = 1 if family == "resnet" else 2
-    assert counted.optimizer == pytest.approx(moments * trained, rel=0.01)  # and steps
+    assert counted.optimizer == pytest.approx(moments * trained, rel=0.01)  # and the step counts
     assert counted.file == dense
 
 
@@ -265,7 +265,7 @@ def test_activations_grow_with_the_batch_and_nothing_else_does() -> None:
     two = size(larger, bfloat16=False)
     assert two._replace(activations=0) == one._replace(activations=0)
     once = 2 * one.activations - two.activations
-    assert 0 < once < one.file / 4  # statistics of batch-norm, but no weights
+    assert 0 < once < one.file / 4  # batch-norm statistics, but no weights
     assert one.images == 1797 * 64 * 4
 
 

@@ -19,7 +19,9 @@ CANARY = STUDIES["paper"].cells[0]
 def test_committed_page_is_current() -> None:
     said: list[str] = []
     page = make_page(RESULTS, said.append)
-    assert (RESULTS / NAME).read_text(encoding="utf-8") == page, "run python -m reproduce figures"
+    assert (RESULTS / NAME).read_text(encoding="utf-8") == page, (
+        "run python -m reproduce figures --ledger reproduce/results"
+    )
     assert said == []
 
 
@@ -63,6 +65,45 @@ def test_study_without_a_result_has_a_table_and_no_picture(tmp_path: Path) -> No
     assert "digits-convmixer" not in page
 
 
+def test_table_and_figures_show_what_was_run(
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without an option: the folder of run, and of it what has rows."""
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "runs" / "digits.jsonl", rows_of(DIGITS.cells[:2], [0.9]))
+    code, output, errors = command("table")
+    assert (code, errors) == (0, "")
+    assert re.findall("A small .* on 8x8 digits", output) == ["A small ConvMixer on 8x8 digits"]
+    assert "Cells of the paper" not in output
+    code, output, errors = command("figures")
+    assert (code, errors) == (0, "drawing the figures of digits\n")
+    names = ["digits-convmixer-d2-w32.png", "digits-convmixer-d2-w32.svg", NAME]
+    assert output.split() == [f"runs/{name}" for name in names]
+    assert "The paper" not in (tmp_path / "runs" / NAME).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["table", "figures"])
+def test_folder_without_rows_is_one_line_that_says_what_there_is(
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, output, errors = command(name)
+    assert (code, output, errors.count("\n")) == (0, "", 1)
+    assert "no rows to show in runs: run adds them, if not with --epochs" in errors
+    assert f"cifar10-small and digits ship with the project, and --ledger {RESULTS}" in errors
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_table_of_what_has_no_rows_is_not_silent(tmp_path: Path, command: Command) -> None:
+    write_rows(tmp_path / "digits.jsonl", rows_of(DIGITS.cells, [0.9]))
+    code, output, errors = command("table", "--model", "vit", "--ledger", tmp_path)
+    assert (code, output) == (0, "")
+    assert "no rows to show" in errors
+    code, output, errors = command("table", "--model", "vitt", "--ledger", tmp_path)
+    assert (code, output) == (2, "")
+    assert "did you mean vit?" in errors
+
+
 def test_page_of_somebody_else_is_not_replaced(tmp_path: Path, command: Command) -> None:
     (tmp_path / NAME).write_text("# My project\n", encoding="utf-8")
     code, output, errors = command("figures", "--ledger", tmp_path)
@@ -78,6 +119,9 @@ def test_table_shows_all_of_the_paper_or_what_is_asked_for(
 ) -> None:
     write_rows(tmp_path / "paper.jsonl", [row_of(CANARY, accuracy=0.87)])
     code, output, errors = command("table", "--ledger", tmp_path)
+    assert (code, errors) == (0, "")
+    assert output.count("Cells of the paper: ") == 1  # what has rows
+    code, output, errors = command("table", "--all", "--ledger", tmp_path)
     assert (code, errors) == (0, "")
     assert output.count("Cells of the paper: ") == len(STUDIES["paper"].groups())
     assert "on tiny-imagenet" in output

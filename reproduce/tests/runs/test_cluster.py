@@ -1,4 +1,4 @@
-"""Runs on a real cluster of this machine, whose processes are killed by their id."""
+"""Runs on a real cluster on this machine; its processes are killed by their id."""
 
 import io
 import json
@@ -44,13 +44,13 @@ sys.exit(main())
 
 @pytest.fixture
 def environment() -> Iterator[dict[str, str]]:
-    """Of a cluster of two cores that listens on loopback alone and sends nothing anywhere."""
+    """For a cluster of two cores that listens on loopback only and sends nothing anywhere."""
     with tempfile.TemporaryDirectory(prefix="r") as folder:  # paths of sockets must be short
         yield {
             "HOME": folder,
             "RAY_TMPDIR": folder,
             "RAY_OVERRIDE_RESOURCES": '{"CPU": 2}',
-            # Else Ray takes the machine's own address instead of 127.0.0.1, whatever it is told.
+            # Otherwise Ray replaces 127.0.0.1 by the machine's own address.
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
             "RAY_USAGE_STATS_ENABLED": "0",
             "PYTHONPATH": str(Path(__file__).parents[3]),
@@ -64,7 +64,7 @@ def environment() -> Iterator[dict[str, str]]:
 
 
 def processes_of(folder: str) -> list[str]:
-    """Commands of Ray's processes that name the folder."""
+    """The command lines of Ray processes that name the folder."""
     commands = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -75,7 +75,7 @@ def processes_of(folder: str) -> list[str]:
 
 
 class Driver:
-    """The command in a process of its own, as the leader of its group, as in a terminal."""
+    """The command in its own process, which leads its process group, as in a terminal."""
 
     def __init__(self, out: Path, environment: dict[str, str], *arguments: str) -> None:
         self.process = subprocess.Popen(
@@ -89,7 +89,7 @@ class Driver:
         self.lines: list[str] = []
 
     def wait_for(self, pattern: str) -> re.Match[str]:
-        """The first line from here on in which it is found."""
+        """Wait for the next line that matches ``pattern``; return the match."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.lines.append(line)
@@ -98,13 +98,13 @@ class Driver:
         pytest.fail(f"no {pattern!r} in {''.join(self.lines)}{self.end()[1]}")
 
     def end(self) -> tuple[int, str]:
-        """Exit code and standard error."""
+        """Wait for the end; return exit code and standard error."""
         output, errors = self.process.communicate()
         self.lines += output.splitlines(keepends=True)
         return self.process.returncode, errors
 
     def epochs(self, seed: int) -> list[int]:
-        """Those that a run told."""
+        """The epochs that a run has reported."""
         pattern = rf"seed {seed}  epoch (\d+) of 10 "
         return [int(match[1]) for line in self.lines if (match := re.search(pattern, line))]
 
@@ -117,20 +117,20 @@ def rows(out: Path) -> list[dict[str, Any]]:
 
 
 def train_here(out: Path) -> None:
-    """The runs one after the other, without Ray."""
+    """Train the runs one after the other, without Ray."""
     assert exit_code(*RUNS, "--device", "cpu", "--out", out) == 0
 
 
 @pytest.fixture(scope="module")
 def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of runs without Ray."""
+    """A folder of runs trained without Ray."""
     out = tmp_path_factory.mktemp("single")
     train_here(out)
     return out
 
 
 def assert_same(out: Path, single: Path) -> None:
-    """All rows, each once, and all networks are those of single runs; nothing is left over."""
+    """Every row is there once, all is equal to runs without Ray, and nothing is left over."""
     assert len(rows(out)) == 3
     assert rows(out) == rows(single)
     names = [f"{CELL.run_id(seed)}.safetensors" for seed in range(3)]
@@ -150,7 +150,7 @@ def test_killed_worker_and_ctrl_c_lose_and_double_nothing(
     with RunStore(tmp_path, "digits", print).claim(CELL.run_id(0)) as ours:
         assert not ours
     os.kill(worker, signal.SIGKILL)
-    again = int(driver.wait_for(r"seed 0  goes on: .* process (\d+)$")[1])
+    again = int(driver.wait_for(r"seed 0  resumes: .* process (\d+)$")[1])
     assert again != worker
     before = driver.epochs(0)
     driver.wait_for("seed 0  epoch ")
@@ -209,7 +209,7 @@ def test_killed_driver_goes_on_where_it_was_on_a_running_cluster(
         assert first.end()[0] == -signal.SIGKILL
         assert [*tmp_path.glob("locks/driver-*")]
         second = Driver(tmp_path, environment, *RUNS, "--ray", address)
-        second.wait_for("seed 0  goes on: ")
+        second.wait_for("seed 0  resumes: ")
         assert second.end()[0] == 0
         assert second.epochs(0)[0] >= 2
         assert not [*tmp_path.glob("locks/driver-*")]
@@ -246,8 +246,8 @@ def test_without_ray_a_line_says_how_to_get_it(
             for arguments, named in (
                 (["127.0.0.1:1"], "no Ray cluster at 127.0.0.1:1: [Errno 111]"),
                 (["127.0.0.1:99999"], "no Ray cluster at 127.0.0.1:99999"),
-                (["nonsense"], "HOST:PORT, or auto, got 'nonsense'"),
-                (["--device", "cuda:1"], "cpu or cuda, and Ray picks which, got 'cuda:1'"),
+                (["nonsense"], "HOST:PORT or auto, got 'nonsense'"),
+                (["--device", "cuda:1"], "cpu or cuda (Ray picks which one), got 'cuda:1'"),
                 (["--device", "cpu", "--cells-per-gpu", "4"], "4 cells per GPU, but --device cpu"),
             )
         ),
@@ -285,7 +285,7 @@ def test_where_the_folder_is_not_seen_a_run_starts_from_the_beginning(tmp_path: 
     assert isinstance(row, Measured)
     assert (len(row.history), row.bytes) == (1, len(network))
     (_, (_, begins)), (_, (_, epoch, *_)) = news
-    assert begins.startswith("starts from the beginning, the folder of the runs is not seen there")
+    assert begins.startswith("starts from the beginning, since its machine does not see the runs")
     assert epoch == "epoch 1 of 1"
     assert [path.name for path in tmp_path.iterdir()] == [checkpoint.name]
 
@@ -298,7 +298,7 @@ def test_terminal_shows_a_table_and_only_starts_as_lines() -> None:
     console = Console(file=output, force_terminal=True, width=80, highlight=False)
     with _Progress(console) as progress:
         progress.show(
-            [("one", ("first", "starts: here, process 1")), ("two", ("second", "goes on"))]
+            [("one", ("first", "starts: here, process 1")), ("two", ("second", "resumes"))]
         )
         progress.show([("one", ("first", "epoch 1 of 2", "50.0 %", "200 images/s", "0:01 left"))])
         progress.end("two")

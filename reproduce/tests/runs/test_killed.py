@@ -1,4 +1,4 @@
-"""Real processes that are killed, interrupted, or work side by side, and what is there afterwards.
+"""Real processes that are killed, interrupted or work side by side, and what they leave.
 
 They are forked from a server that has loaded torch, so each starts in a fraction of a second.
 """
@@ -47,7 +47,7 @@ Start = Callable[..., BaseProcess]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts a process that calls a function of this module."""
+    """A function that starts a process, which calls a function of this module."""
     children: list[BaseProcess] = []
 
     def start(function: Callable[..., None], *arguments: object) -> BaseProcess:
@@ -63,7 +63,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def begin(log: Path, function: Callable[..., None], arguments: tuple[object, ...]) -> None:
-    """As a shell would: a group of its own, Ctrl-C at work, output in ``log.1`` and ``log.2``."""
+    """Start as from a shell: own process group, Ctrl-C works, output in ``log.1``, ``log.2``."""
     os.setpgrp()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for stream in (1, 2):
@@ -79,7 +79,7 @@ def logs(tmp_path: Path, stream: int) -> list[str]:
 
 
 def exit_code(child: BaseProcess) -> int | None:
-    """Once it has ended; None if it hangs."""
+    """The exit code, once the process has ended; None if it hangs."""
     child.join(20)
     return child.exitcode
 
@@ -110,8 +110,8 @@ def train(
 ) -> None:
     """``run_study`` with a checkpoint at each step.
 
-    It kills itself instead of the call of that number, of those that change what is on the disk;
-    where it is ``fsync``, half of the file was written.
+    Calls that change the disk are counted. Instead of call number ``dies_at`` the process kills
+    itself; if that call is ``fsync``, half of the file is written.
     """
     number = count(1)
 
@@ -143,7 +143,7 @@ def rows_of(out: Path) -> list[dict[str, Any]]:
 
 
 def same(out: Path, whole: Path) -> None:
-    """The one run of both has the same row and network, and nothing is left of an earlier one."""
+    """The only run has the same row and network in both, and no earlier process left anything."""
     (row,) = rows_of(out)
     assert times_aside([row]) == times_aside(rows_of(whole))
     name = f"files/{row['run']}.safetensors"
@@ -153,12 +153,12 @@ def same(out: Path, whole: Path) -> None:
 
 
 def written(path: Path) -> int | None:
-    """Which file it is: another one after each write."""
+    """The identity of the file, which differs after each write."""
     return path.stat().st_ino if path.exists() else None
 
 
 def finished(child: BaseProcess) -> bool:
-    """Whether it ended by itself; else it was killed."""
+    """Whether the process ended by itself; otherwise it was killed."""
     code = exit_code(child)
     assert code in (0, -signal.SIGKILL)
     return code == 0
@@ -166,7 +166,7 @@ def finished(child: BaseProcess) -> bool:
 
 KILLS = 20
 LIFE = 12
-"""A process that is not killed before kills itself in this checkpoint: none comes to the end."""
+"""In this checkpoint a process kills itself if nothing killed it before, so none finishes."""
 
 
 def test_run_that_is_killed_at_random_ends_as_one_that_is_not(tmp_path: Path, start: Start) -> None:
@@ -200,7 +200,7 @@ def test_run_that_is_killed_at_random_ends_as_one_that_is_not(tmp_path: Path, st
             reached = len(content["position"]["history"]), content["position"]["step"]
             assert reached >= position
             position = reached
-    assert len(parts) >= KILLS // 3  # so many were killed inside a write
+    assert len(parts) >= KILLS // 3  # at least this many were killed during a write
 
     assert finished(start(train, out, tiny))
     same(out, whole)
@@ -259,13 +259,13 @@ def test_lock_dies_with_its_process(tmp_path: Path, start: Start) -> None:
 
 
 def run_of_hours() -> tuple[Cell, tuple[Images, Images]]:
-    """A cell and its images."""
+    """A cell whose training takes hours, and its images."""
     cell, images = augmented()
     return replace(cell, recipe=cell.recipe.changed(epochs=100_000)), images
 
 
 def command(out: Path, mark: Path, seconds: float = 0, arguments: tuple[str, ...] = ()) -> None:
-    """``python -m reproduce run`` on a run of hours; each step leaves ``mark`` and takes longer."""
+    """``python -m reproduce run`` on a run of hours; each step makes ``mark`` and takes longer."""
     cell, images = run_of_hours()
 
     def marking(logits: Tensor, labels: Tensor) -> Tensor:
@@ -284,7 +284,7 @@ def command(out: Path, mark: Path, seconds: float = 0, arguments: tuple[str, ...
 
 
 def steps_of(out: Path) -> int:
-    """Where the only checkpoint stands."""
+    """How many steps the only checkpoint has done."""
     (path,) = out.glob("checkpoints/*")
     content = Checkpoint(path, run_of_hours()[0], 0, 0, Stop()).read()
     assert content is not None
@@ -312,7 +312,7 @@ def test_second_ctrl_c_ends_at_once(tmp_path: Path, start: Start) -> None:
     child = start(command, tmp_path / "out", mark, 600)
     wait_for(mark, child)
     assert child.pid is not None
-    for pause in (0.5, 10, 10, 10, 10):  # two that come too close together may be one
+    for pause in (0.5, 10, 10, 10, 10):  # two signals close together may arrive as one
         os.kill(child.pid, signal.SIGINT)
         child.join(pause)
         if not child.is_alive():

@@ -1,4 +1,4 @@
-"""The folder of runs, whatever happens to the processes that use it."""
+"""The folder of runs stays right whatever happens to the processes that use it."""
 
 import json
 import os
@@ -27,7 +27,7 @@ from reproduce.tests.runs.test_run import full_disk
 from reproduce.training.checkpoint import Stop, Stopped
 
 ONE, TWO = STUDIES["digits"].shortened(1).cells[:2]
-SEEDS = (*range(4), 10)  # the id of one run begins as that of another
+SEEDS = (*range(4), 10)  # one run's id begins like another's
 RUNS = {cell.run_id(seed): (cell, seed) for cell in (ONE, TWO) for seed in SEEDS}
 ROWS = {run: invented(*of_run) for run, of_run in RUNS.items()}
 A, B = ONE.run_id(1), TWO.run_id(1)
@@ -35,11 +35,11 @@ PROCESSES = range(3)
 
 
 class Killed(BaseException):
-    """What ends a process in the middle of a call."""
+    """Ends a process in the middle of a call."""
 
 
 def kill_as_it_finishes(store: RunStore, row: Row, cut: int) -> None:
-    """Leave all as a kill in ``append_row`` would, when all but ``cut`` bytes were on the disk."""
+    """Act like a kill in ``append_row`` when all but ``cut`` bytes are on the disk."""
 
     def fsync(file: int) -> None:
         if os.fstat(file).st_ino == store.path.stat().st_ino:
@@ -57,7 +57,7 @@ def kill_as_it_finishes(store: RunStore, row: Row, cut: int) -> None:
 class Folder(RuleBasedStateMachine):
     """Three processes in one folder, and what must be in it.
 
-    A process that is killed leaves its files as they are and its lock free.
+    A killed process leaves its files as they are and releases its lock.
     """
 
     @initialize()
@@ -65,7 +65,7 @@ class Folder(RuleBasedStateMachine):
         self.tmp = TemporaryDirectory()
         self.moves = self.steps = 0
         self.rows: set[str] = set()
-        self.kept: dict[str, int] = {}  # the checkpoint, which is a number here
+        self.kept: dict[str, int] = {}  # checkpoints, which are numbers here
         self.open_stores()
 
     def open_stores(self) -> None:
@@ -90,7 +90,7 @@ class Folder(RuleBasedStateMachine):
     @precondition(lambda self: len(self.held) < len(PROCESSES))
     @rule(runs=st.lists(st.sampled_from([*ROWS]), min_size=2, max_size=4))
     def start(self, runs: list[str]) -> None:
-        """The processes that have nothing to do ask for these, one after the other."""
+        """Idle processes claim these runs, one after the other."""
         for run in runs:
             idle = {*PROCESSES} - {*self.held}
             if idle:
@@ -116,7 +116,7 @@ class Folder(RuleBasedStateMachine):
     @holder
     @rule(stop=st.booleans())
     def step(self, stop: bool) -> None:
-        """Each process takes one, and stops there if it was asked to."""
+        """Each process takes a step, and stops after it if asked to."""
         self.steps += 1
         content = {"step": self.steps}
         for process, (run, _) in [*self.held.items()]:
@@ -155,7 +155,7 @@ class Folder(RuleBasedStateMachine):
         cut = data.draw(st.sampled_from([0, 1, 2, 20, length - 1, length]))
         kill_as_it_finishes(self.stores[process], ROWS[run], cut)
         self.let_go(process)
-        if cut <= 1:  # all but the end of the line, at most
+        if cut <= 1:  # at most the end of the line is missing
             self.rows.add(run)
 
     @holder
@@ -166,7 +166,7 @@ class Folder(RuleBasedStateMachine):
     @holder
     @rule()
     def copy(self) -> None:
-        """All goes on in a copy of the folder; the processes stay with the first."""
+        """Continue in a copy of the folder; the processes stay with the first one."""
         for process in [*self.held]:
             self.let_go(process)
         before = self.out
@@ -248,7 +248,7 @@ def test_folders_that_share_a_ledger_add_each_row_once(tmp_path: Path) -> None:
     for store in stores:
         store.finish(ROWS[A])
     assert len(stores[0].path.read_bytes().splitlines()) == 1
-    # They wait for each other, or a line that one adds would be torn to the other.
+    # They wait for each other; otherwise each could take the other's half-written line for torn.
     with stores[0]._lock, pytest.raises(Timeout):
         stores[1]._lock.acquire(timeout=0)
 

@@ -1,5 +1,6 @@
 """The walk-through runs from start to end, and these are the answers to its exercises."""
 
+import math
 import re
 import runpy
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from reproduce.models.convmixer import ConvMixer
 DOCUMENT = Path(__file__).parents[2] / "tour" / "walkthrough.py"
 PICTURES = (
     *("1-digits", "2-prototype", "3-filled", "4-scores-and-mask", "5-training"),
-    *("6-filters", "6-masks", "7-unique-values", "8-bytes"),
+    *("6-filters", "6-masks", "7-counting", "7-density", "8-unique-values", "9-bytes"),
 )
 
 
@@ -86,7 +87,17 @@ def test_every_exercise_has_its_answer() -> None:
         r"^# \*\*Exercise (\d+)\.\*\*", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE
     )
     answers = [match[1] for name in globals() if (match := re.match(r"test_exercise_(\d+)", name))]
-    assert exercises == answers == [*"12345678"]
+    assert exercises == answers == [*"123456789"]
+
+
+def test_every_answer_is_folded_under_its_exercise() -> None:
+    text = DOCUMENT.read_text(encoding="utf-8")
+    for exercise in text.split("# **Exercise ")[1:]:
+        cell = exercise.partition("\n# %%")[0]
+        # blank lines about the answer: else Markdown does not read its text
+        assert re.search(
+            r"\n#\n# <details><summary>Answer</summary>\n#\n# .+?\n#\n# </details>", cell, re.DOTALL
+        )
 
 
 def test_exercise_1_weights_and_biases_of_batch_norm(walk: dict[str, Any]) -> None:
@@ -133,7 +144,29 @@ def test_exercise_6_two_in_three_positive_one_in_five_negative(walk: dict[str, A
     assert negative < 0.44
 
 
-def test_exercise_7_batch_norm(walk: dict[str, Any]) -> None:
+def test_there_are_masks_enough_and_half_gives_the_most(walk: dict[str, Any]) -> None:
+    bits = walk["bits_of_masks"]
+    assert bits(1.0) == 0 < bits(0.9) < bits(0.5)
+    assert bits(0.5) == max(bits(density / 20) for density in range(1, 21))
+    # one image: guessed with 1 in 10; all of them: 10^1297 labellings
+    needed = walk["needed"]
+    assert needed[0] == 0
+    assert needed[-1] == pytest.approx(1297 * math.log2(10))
+    assert 0.9 < walk["lucky"] / 1297 < walk["ours"] / 1297
+
+
+def test_half_is_the_best_density_of_the_sweep(walk: dict[str, Any]) -> None:
+    densities = walk["densities"]
+    assert max(densities, key=densities.get) == 0.5
+    assert densities[1.0] < walk["control"]
+
+
+def test_exercise_7_96_bits_and_44() -> None:
+    assert math.log2(math.comb(100, 50)) == pytest.approx(96.3, abs=0.05)
+    assert math.log2(math.comb(100, 10)) == pytest.approx(43.98, abs=0.005)
+
+
+def test_exercise_8_batch_norm(walk: dict[str, Any]) -> None:
     start = pemn.init(walk["model"], pemn.mp, seed=0)
     control = walk["control_state"]
     for name in control.scores:
@@ -144,7 +177,7 @@ def test_exercise_7_batch_norm(walk: dict[str, Any]) -> None:
     assert walk["control"] < fmean(walk["results"].values()) < walk["dense"]
 
 
-def test_exercise_8_54920_bytes_of_1748992() -> None:
+def test_exercise_9_54920_bytes_of_1748992() -> None:
     with torch.device("meta"):
         model = ConvMixer(depth=6, width=256, patch=2, kernel=5, channels=3, classes=10)
     cost = pemn.storage(pemn.maskable_shapes(model), pemn.rp(0.001))

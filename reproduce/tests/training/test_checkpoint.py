@@ -1,4 +1,4 @@
-"""A run that is stopped and goes on ends as one that was not; a checkpoint is whole or refused."""
+"""A resumed run ends like one that was never stopped; a checkpoint is whole or refused."""
 
 import hashlib
 import io
@@ -40,13 +40,13 @@ Images2 = tuple[Images, Images]
 
 
 def digits() -> Images2:
-    """Three batches of 50 to train on, the last of them smaller, and 50 to measure."""
+    """Three batches of 50 to train on, the last one smaller, and 50 images to measure."""
     train_images, test_images = load("digits")
     return train_images[:140], test_images[:50]
 
 
 def augmented() -> tuple[Cell, Images2]:
-    """Noise that is augmented in three batches, and the cell of a ViT with dropout for it."""
+    """A ViT cell with dropout, and noise that it augments, in three batches."""
     stream = torch.Generator().manual_seed(0)
     noise = torch.randint(256, (22, 3, 32, 32), dtype=torch.uint8, generator=stream)
     images = Images(noise, torch.arange(22) % 10)
@@ -56,7 +56,7 @@ def augmented() -> tuple[Cell, Images2]:
 
 
 class StopAfter(Stop):
-    """Asks to stop once, at the end of that step."""
+    """Asks to stop once, at the end of step number ``steps``."""
 
     def __init__(self, steps: int) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class StopAfter(Stop):
 
 
 class Run:
-    """One run in a folder of its own: its network and its checkpoint."""
+    """One run in its own folder, with its network and its checkpoint."""
 
     def __init__(self, out: Path, cell: Cell, images: Images2, seed: int = 0) -> None:
         self.cell, self.images, self.seed = cell, images, seed
@@ -79,7 +79,7 @@ class Run:
         out.mkdir()
 
     def go_on(self, stop: Stop | None = None, every: float = 60) -> dict[str, Any]:
-        """From the checkpoint, if there is one, to the end or to the stop: the row, times aside."""
+        """Start or resume, train to the end or the stop, and return the row without times."""
         checkpoint = Checkpoint(self.checkpoint, self.cell, self.seed, every, stop or Stop())
         images, file = self.images, self.file
         row = train_run(self.cell, self.seed, images, DEVICE, checkpoint, file, lambda _: None)
@@ -93,14 +93,14 @@ class Run:
 
     @property
     def steps(self) -> int:
-        """Where the checkpoint stands."""
+        """How many steps the checkpoint has done."""
         content = Checkpoint(self.checkpoint, self.cell, self.seed, 60, Stop()).read()
         assert content is not None
         return STEPS * len(content["position"]["history"]) + int(content["position"]["step"])
 
 
 def same_after_a_stop_at_every_step(whole: Run, pieces: Run) -> None:
-    """One step at a time; the last of an epoch is one of them."""
+    """Resume for one step at a time, across the ends of epochs; the result is the same."""
     row = whole.go_on()
     assert len(row["history"]) == EPOCHS
     for step in range(1, EPOCHS * STEPS + 1):
@@ -172,10 +172,10 @@ def refused(run: Run, why: str) -> None:
     """The checkpoint is refused in one line that names it, and stays as it is."""
     before = run.checkpoint.read_bytes()
     with pytest.raises(CheckpointError) as caught:
-        run.go_on(StopAfter(1))  # which would write another one
+        run.go_on(StopAfter(1))  # this would write a new one
     message = str(caught.value)
     assert message.startswith(f"{run.checkpoint} {why}")
-    assert message.endswith(": remove it, and the run starts anew")
+    assert message.endswith(": remove it to start the run from the beginning")
     assert "\n" not in message
     assert run.checkpoint.read_bytes() == before
 
@@ -197,7 +197,7 @@ def test_checkpoint_with_a_flipped_bit_is_refused(half: Run) -> None:
 
 
 def write_whole(path: Path, content: object) -> None:
-    """As a file that is not damaged."""
+    """Write a checkpoint whose checksum is right."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
     saved = buffer.getvalue()
@@ -211,16 +211,16 @@ def test_checkpoint_of_another_run_is_refused_before_any_training(
     cell, seed = (CELL, 1) if which == "seed" else (BY_NAME["resnet-dense"], 0)
     other = Run(tmp_path / "other", cell, half.images, seed)
     half.checkpoint.rename(other.checkpoint)
-    refused(other, f"is of the run {half.cell.run_id(0)!r}, not of {cell.run_id(seed)}")
+    refused(other, f"belongs to the run {half.cell.run_id(0)!r}, not to {cell.run_id(seed)}")
 
 
 def test_checkpoint_of_another_configuration_is_refused(half: Run) -> None:
-    """Whatever it says its run is."""
+    """Even if it names the right run."""
     digest = hashlib.sha256().digest_size
     whole = torch.load(io.BytesIO(half.checkpoint.read_bytes()[digest:]), weights_only=True)
     whole["configuration"]["ratio"] = 0.5
     write_whole(half.checkpoint, whole)
-    refused(half, "is of the run")
+    refused(half, "belongs to the run")
 
 
 def test_row_names_all_code_that_trained_the_run(
@@ -249,9 +249,9 @@ def test_row_of_a_run_that_the_same_code_resumed_is_as_of_one_in_one_piece(half:
 
 
 def test_checkpoint_of_an_earlier_format_is_refused(half: Run) -> None:
-    """Without the name of its run, as they were written before."""
+    """Earlier checkpoints did not name their run."""
     write_whole(half.checkpoint, Checkpoint(half.checkpoint, half.cell, 0, 0, Stop()).read())
-    refused(half, "is not of this version of the program")
+    refused(half, "was not written by this version of the program")
 
 
 def test_checkpoint_of_another_version_is_refused(half: Run) -> None:
@@ -266,7 +266,7 @@ def test_checkpoint_of_another_version_is_refused(half: Run) -> None:
         {"tensors": tensors},
         content | {"tensors": fewer},
         content | {"tensors": tensors | {"new": tensor}},
-        content | {"tensors": tensors | {name: tensor[:1]}},  # it could be broadcast
+        content | {"tensors": tensors | {name: tensor[:1]}},  # would broadcast silently
         content | {"tensors": tensors | {name: tensor.mT[:, :, :1]}},
         content | {"optimizer": content["optimizer"] | {"param_groups": groups * 2}},
         content | {"position": {key: position[key] for key in position if key != "step"}},
@@ -274,7 +274,7 @@ def test_checkpoint_of_another_version_is_refused(half: Run) -> None:
         content | {"position": position | {"history": [(1.0, 0.5)]}},
     ):
         checkpoint.after_step(lambda other=other: other)  # type: ignore[misc]
-        refused(half, "is not of this version of the program")
+        refused(half, "was not written by this version of the program")
 
 
 def test_checkpoint_stays_where_the_disk_is_full(half: Run) -> None:

@@ -1,4 +1,4 @@
-"""What is told to a device, and that a name is understood or refused. No GPU is needed."""
+"""How devices are set up, and which names are understood or refused. Needs no GPU."""
 
 import os
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from reproduce.training.device import find_device, open_device
 
 @pytest.fixture
 def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine where PyTorch sees two."""
+    """A machine where PyTorch sees two GPUs."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
@@ -45,7 +45,7 @@ def test_bfloat16_is_not_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("two_gpus")
 def test_no_other_gpu_is_opened_and_none_by_its_name_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """PyTorch opens the current GPU, at first number 0, where no other is named."""
+    """If no GPU is named, PyTorch opens the current one, which is number 0 at first."""
     current, opened = [0], set()
 
     def name_of(device: torch.device) -> str:
@@ -67,7 +67,7 @@ def test_best_device_without_a_gpu_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.usefixtures("two_gpus")
 def test_gpu_whose_driver_is_too_old_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # device_count is 2 then, too
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # device_count is still 2
     assert open_device().torch == torch.device("cpu")
     with pytest.raises(ValueError, match="no 'cuda' here: PyTorch sees 0"):
         open_device("cuda")
@@ -77,7 +77,7 @@ def test_gpu_whose_driver_is_too_old_is_none(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("tpu", "is cpu, cuda or cuda:N, got 'tpu'"),
+        ("tpu", "must be cpu, cuda or cuda:N, got 'tpu'"),
         ("cuda:", "got 'cuda:'"),
         ("cuda:-1", "got 'cuda:-1'"),
         ("cuda:2", "no 'cuda:2' here: PyTorch sees 2 CUDA devices"),
@@ -90,7 +90,7 @@ def test_other_names_are_refused(name: str, message: str) -> None:
 
 @pytest.fixture
 def rounding() -> Iterator[None]:
-    """A process that may round products in float32 as well as convolutions, as PyTorch may."""
+    """Allow TensorFloat-32 in products as well as in convolutions, as PyTorch can be told to."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     yield

@@ -1,6 +1,6 @@
-"""The code for a GPU where none is: nothing leaves the device, and the host never waits for it.
+"""The GPU code, tested without a GPU: nothing leaves the device, and the host never waits.
 
-Tensors have shapes and no values, say that they are on ``cuda:0``, and are treated so by PyTorch.
+Tensors have shapes but no values. They claim to be on ``cuda:0``, and PyTorch treats them that way.
 """
 
 from collections.abc import Callable
@@ -39,7 +39,7 @@ from reproduce.training.networks import make_model
 
 
 def _why_not() -> str | None:
-    """Why this PyTorch cannot pretend to have a GPU, if it cannot."""
+    """Why this PyTorch cannot pretend to have a GPU; None if it can."""
     try:
         with FakeTensorMode():
             torch.empty(2, 2, device="cuda:0") @ torch.empty(2, 2, device="cuda:0")
@@ -53,8 +53,8 @@ on_fake_gpu = pytest.mark.skipif(_REASON is not None, reason=str(_REASON))
 
 FIRST = {"convmixer": "convmixer-d6-w256", "resnet": "resnet32", "vit": "vit-d6-w256"}
 LABELS = ("convmixer-d6-w256", "convmixer-d8-w256", "vit-d6-w256", "resnet32", "resnet56")
-# The first four have masks of another kind each; mask, one_layer and rp differ from mp in the
-# numbers that are drawn, prune_random from prune_minimum, so one family suffices for these.
+# Each of these four handles masks differently. mask, one_layer and rp differ from mp only in the
+# numbers drawn, and so does prune_random from prune_minimum, so one family suffices for the others.
 KINDS = ("dense", "mp", "control", "prune_minimum_90")
 OTHERS = ("mask", "one_layer", "rp_1e-2", "prune_random_90")
 WAYS = [(label, kind) for label in FIRST.values() for kind in KINDS]
@@ -62,7 +62,7 @@ WAYS += [("resnet32", kind) for kind in OTHERS]
 
 
 def cell_of(label: str, name: str) -> Cell:
-    """A cell of the paper on CIFAR-10; a pruned one, if the paper has it for other models only."""
+    """A cell of the paper on CIFAR-10; pruned ones even if the paper prunes only other models."""
     mp = next(
         cell
         for cell in STUDIES["paper"].cells
@@ -83,11 +83,11 @@ def cell_of(label: str, name: str) -> Cell:
 def test_step_stays_on_the_device_and_the_host_never_waits(label: str, name: str) -> None:
     counts = count(cell_of(label, name))
     assert min(counts) > 0
-    assert counts.optimizer <= 4  # all tensors in one launch, or as many as it takes to name them
+    assert counts.optimizer <= 4  # one launch takes a limited number of tensors
 
 
 def test_optimizer_of_a_cpu_is_not_fused() -> None:
-    """Rows keep their bits."""
+    """Otherwise the bits of rows would change."""
     assert not open_device("cpu").fused
     assert GPU.fused
 
@@ -108,18 +108,18 @@ def test_masks_that_never_change_are_not_made_in_a_step() -> None:
     )
     layers = len(pemn.maskable_shapes(make_model(cell_of("resnet32", "mp"), 0)))
     assert control == dense
-    assert pruned - dense == {"mul": layers}  # weights, which are trained, times masks
+    assert pruned - dense == {"mul": layers}  # the trained weights times their masks
 
 
 @on_fake_gpu
 @pytest.mark.parametrize("label", FIRST.values())
 def test_page_has_the_counts_of_this_version(label: str) -> None:
-    """``python -m reproduce bench cost`` writes it anew."""
+    """If not, ``python -m reproduce bench cost`` rewrites it."""
     assert f"\n| {counts_of(cell_of(label, 'mp'))} |" in COST.read_text(encoding="utf-8")
 
 
 class Held(TorchDispatchMode):
-    """Counts the bytes that tensors made inside hold, at most."""
+    """Tracks the peak bytes held by tensors made inside."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -157,7 +157,7 @@ def test_memory_is_predicted_for_mixed_precision(label: str) -> None:
         with held:
             loss = step.forward()
         assert loss.device == GPU.torch
-    # In the backward pass gradients of two images come on top, as the prediction has it.
+    # The backward pass adds gradients of two feature maps, which the prediction includes.
     assert size(cell, bfloat16=True).activations == pytest.approx(held.peak, rel=0.2)
 
 

@@ -28,7 +28,7 @@ CELLS = dict(zip(NAMES, VIT.cells, strict=True))
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One epoch of every strategy that the transformers of the digits have."""
+    """One epoch of every strategy that the digits study has for its transformer."""
     folder = tmp_path_factory.mktemp("runs")
     arguments = ("--model", "vit", "--epochs", "1", "--seeds", "1", "--device", "cpu")
     assert exit_code("run", *arguments, "--out", folder) == 0
@@ -50,7 +50,7 @@ def test_row_has_the_bytes_of_its_file(out: Path, name: str) -> None:
     size = file_of(out, name).stat().st_size
     row = row_of(out, CELLS[name])
     assert row["bytes"] == size
-    # What the whole model needs, and then the header.
+    # The whole model, plus the header.
     assert 0 < size - row["storage"]["bits"] / 8 < 8192
 
 
@@ -76,7 +76,7 @@ def test_evaluate_gives_exactly_the_accuracy_of_the_row(
     out: Path, name: str, command: Command
 ) -> None:
     code, output, errors = command("evaluate", file_of(out, name), "--device", "cpu")
-    assert (code, errors) == (0, "")
+    assert (code, errors) == (0, f"measuring {name} of vit-d2-w32 on digits\n")
     words = output.split()
     assert words[0] == f"{name}:"
     assert float(words[-1]) == row_of(out, CELLS[name])["accuracy_last"]
@@ -102,11 +102,17 @@ def test_export_inspect_materialize_go_all_the_way(
     out: Path, tmp_path: Path, name: str, command: Command
 ) -> None:
     cell, file, dense = CELLS[name], tmp_path / "one.safetensors", tmp_path / "dense.safetensors"
-    assert command("export", cell.run_id(0), file, "--out", out) == (0, "", "")
+    code, output, errors = command("export", cell.run_id(0), file, "--out", out)
+    assert (code, errors) == (0, "")
+    what = f"{file}: {file.stat().st_size:,} bytes, a compressed network: 17,216 masked weights"
+    assert output.startswith(what)
+    assert f"by {cell.strategy.replace('control', 'mp')}" in output
     assert file.read_bytes() == file_of(out, name).read_bytes()
 
     code, output, errors = command("inspect", file)
     assert (code, errors) == (0, "")
+    assert output.index("whole model") < output.index("patches.weight")  # the summary first
+    assert output.split()[:4] == [f"{file.name}:", "a", "compressed", "network:"]
     lines = [line.split() for line in output.splitlines()]
     storage = row_of(out, cell)["storage"]
     weights, unique = storage["weights"], storage["unique"]
@@ -123,7 +129,9 @@ def test_export_inspect_materialize_go_all_the_way(
     assert disk in lines
     assert sum(int(line[-1].replace(",", "")) for line in lines if is_layer(line)) == weights
 
-    assert command("materialize", file, dense) == (0, "", "")
+    code, output, errors = command("materialize", file, dense)
+    assert (code, errors) == (0, "")
+    assert output.startswith(f"{dense}: {dense.stat().st_size:,} bytes, an ordinary state_dict of ")
     model = make_model(cell, 0)
     expected = pemn.materialize(model, load(file, model)[0], density=0.5)
     tensors = load_file(dense)
@@ -141,7 +149,7 @@ def test_text_of_a_file_is_shown_as_it_is_and_does_not_steer_the_terminal(
     file, steer = tmp_path / "file", "\x1b[2J\r\u202e:bomb:[b]"
     model = torch.nn.ModuleDict({f"layer{steer}": torch.nn.Linear(3, 4)})
     model.register_buffer(f"buffer{steer}", torch.ones(1))
-    state = pemn.init(model, pemn.mask, seed=0)  # its prototypes have the names of layers
+    state = pemn.init(model, pemn.mask, seed=0)  # its prototypes are named like layers
     save(file, model, state, pemn.mask, density=0.5, tag=steer)
     code, output, errors = command("inspect", file)
     assert (code, errors) == (0, "")
@@ -153,7 +161,7 @@ def test_text_of_a_file_is_shown_as_it_is_and_does_not_steer_the_terminal(
 
 
 def is_layer(line: list[str]) -> bool:
-    """Whether it has name, shape, kept and bits."""
+    """Whether the line has name, shape, kept and bits."""
     return len(line) == 4 and "x" in line[1] and line[2][0].isdigit()
 
 
@@ -183,10 +191,16 @@ def test_bad_input_is_one_line_and_exit_code_2(out: Path, tmp_path: Path, comman
     content[-1] ^= 1
     damaged.write_bytes(content)
     for arguments, named in (
-        (("export", "nothing", target, "--out", out), f"'nothing' in {out}, only "),
+        (("export", "nothing", target, "--out", out), f"'nothing' in {out}, where 5 are"),
         (("export", f"../files/{file.stem}", target, "--out", out), file.stem),
-        (("export", file.stem, target, "--out", missing), "none at all"),
-        (("export", file.stem, missing / "target", "--out", out), "missing"),
+        (("export", file.stem[:-1] + "9", target, "--out", out), f"did you mean {file.stem}"),
+        (
+            ("export", file.stem, target, "--out", missing),
+            "--out names the folder that run wrote to",
+        ),
+        (("evaluate", file_of(out, "dense")), "safetensors.torch.load_file reads it"),
+        (("export", file.stem, missing / "target", "--out", out), f"no folder {missing} to write"),
+        (("export", file.stem[:5], target, "--out", out), f"did you mean {file.stem}?"),
         (("inspect", missing), "missing"),
         (
             ("inspect", file_of(out, "dense")),
@@ -228,13 +242,13 @@ def test_what_is_no_regular_file_is_not_replaced(
 
 
 def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
-    """In another process: if it hangs, it can be ended."""
+    """In another process, which can be ended if it hangs."""
     fifo = tmp_path / "files" / "run.safetensors"
     fifo.parent.mkdir()
     os.mkfifo(fifo)
     for arguments, named in (
         (("inspect", fifo), "not a regular file"),
-        (("export", "run", tmp_path / "target", "--out", tmp_path), "none at all"),
+        (("export", "run", tmp_path / "target", "--out", tmp_path), "where 0 are"),
     ):
         words = [sys.executable, "-m", "reproduce", *map(str, arguments)]
         done = subprocess.run(words, capture_output=True, timeout=60, check=False, encoding="utf-8")
@@ -252,7 +266,7 @@ def test_file_that_is_replaced_keeps_its_permissions(
     ):
         target.write_text("old", encoding="utf-8")
         target.chmod(0o640)
-        assert command(*arguments) == (0, "", "")
+        assert command(*arguments)[0] == 0
         assert target.stat().st_mode & 0o777 == 0o640
 
 
@@ -295,7 +309,8 @@ def test_tag_of_no_cell_is_one_line_and_exit_code_2(
     save(file, model, state, info.strategy, density=info.density, tag=tag)
     code, output, errors = command("evaluate", file)
     assert (code, output, errors.count("\n")) == (2, "", 1)
-    assert f"{file}: the tag is not that of a cell" in errors
+    assert f"{file} is no file that run wrote: its tag names no cell" in errors
+    assert "pemn_ref.file.load(path, model)" in errors
 
 
 def test_file_of_another_network_is_refused(out: Path, tmp_path: Path, command: Command) -> None:
@@ -305,7 +320,7 @@ def test_file_of_another_network_is_refused(out: Path, tmp_path: Path, command: 
     save(file, model, pemn.init(model, pemn.mp, seed=0), pemn.mp, density=0.5, tag=tag)
     code, output, errors = command("evaluate", file)
     assert (code, output, errors.count("\n")) == (2, "", 1)
-    assert "the weights are not those of the model" in errors
+    assert "the weights do not fit the model" in errors
 
 
 def test_missing_images_are_one_line_and_exit_code_2(
@@ -319,7 +334,8 @@ def test_missing_images_are_one_line_and_exit_code_2(
     save(file, model, state, pemn.mp, density=0.5, tag=tag)
     (tmp_path / "data").write_text("a file, so that nothing can be put there", encoding="utf-8")
     code, output, errors = command("evaluate", file, "--data", tmp_path / "data")
-    assert (code, output, errors.count("\n")) == (2, "", 1)
+    assert (code, output, errors.count("\n")) == (2, "", 2)
+    assert errors.startswith("measuring mp of convmixer-d4-w128 on cifar10\nerror: ")
     assert str(tmp_path / "data") in errors
 
 
@@ -344,7 +360,7 @@ def test_tied_tensors_are_one_in_memory_and_whole_in_the_dense_file(
     dense = load_dense(path)
     for second, first in tied.items():
         assert dense[second].data_ptr() == dense[first].data_ptr()
-    assert command("materialize", path, tmp_path / "dense") == (0, "", "")
+    assert command("materialize", path, tmp_path / "dense")[0] == 0
     stored = load_file(tmp_path / "dense")
     assert stored.keys() == dense.keys()
     assert all(torch.equal(stored[name], dense[name]) for name in dense)

@@ -1,4 +1,4 @@
-"""One loop for every cell: what moves, what stays, and that a seed decides all of it."""
+"""One loop for every cell: what changes, what stays, and that the seed decides everything."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -58,13 +58,13 @@ def make(cell: Cell, seed: int) -> Network:
 
 
 def few_digits() -> tuple[Images, list[Batch]]:
-    """A hundred images to train on, and fifty to measure, one batch."""
+    """A hundred images to train on, and one batch of fifty to measure."""
     train_images, test_images = load("digits")
     return train_images[:100], evaluation_batches(test_images[:50], Augmentation(), batch=50)
 
 
 def run(network: Network, recipe: Recipe, seed: int, images: Images | None = None) -> list[Epoch]:
-    """Train on the few digits, or on ``images``; times aside, since they are never the same."""
+    """Train on the few digits, or on ``images``; the history has no times, which never repeat."""
     some, held_out = few_digits()
     batches = TrainingBatches(images or some, Augmentation(), seed=seed, batch=recipe.batch)
     history = train(
@@ -86,7 +86,7 @@ def test_every_trained_tensor_moves_and_nothing_else_does(cell: Cell) -> None:
     network, before = trained(cell, seed=0)
     assert all(not torch.equal(a, b) for a, b in zip(before, network.trained, strict=True))
 
-    # Put back, they give the network that never was trained: frozen weights and scores are equal.
+    # Restoring them gives the untrained network, so frozen weights and scores did not change.
     for tensor, old in zip(network.trained, before, strict=True):
         tensor.data.copy_(old)
     (images, _), *_ = few_digits()[1]
@@ -125,7 +125,7 @@ def test_control_is_mp_at_the_same_seed_before_training() -> None:
     assert state is not None
     assert not any(scores.requires_grad for scores in state.scores.values())
     shapes = {tuple(tensor.shape) for tensor in networks["control"].trained}
-    assert shapes == {(8,)}  # batch-norm alone
+    assert shapes == {(8,)}  # batch-norm only
 
 
 @of_all([cell for cell in OTHERS if cell.name not in ("dense", "control")])
@@ -139,7 +139,7 @@ def test_first_step_reaches_the_scores_of_every_layer(cell: Cell) -> None:
         assert score.grad is not None, name
         assert torch.isfinite(score.grad).all(), name
         assert (score.grad != 0).any(), name
-        # not to kept weights alone
+        # not only kept weights
         reached = (score.grad != 0) & ~pemn.score_mask(score.detach(), density=0.5).bool()
         assert reached.any(), name
 
@@ -158,7 +158,7 @@ def test_same_seed_gives_the_same_history_whatever_the_global_state(cell: Cell) 
 def test_dropout_differs_from_epoch_to_epoch() -> None:
     cell = next(cell for cell in OTHERS if cell.name == "control" and cell.model.family == "vit")
     still = replace(cell.recipe, epochs=3, batch=100, learning_rate=0.0)
-    same = few_digits()[0][torch.zeros(100, dtype=torch.long)]  # so that their order is none
+    same = few_digits()[0][torch.zeros(100, dtype=torch.long)]  # equal, whatever their order
     losses = {epoch.loss for epoch in run(make(cell, 0), still, 0, images=same)}
     assert len(losses) == 3
 
@@ -205,7 +205,7 @@ class Reads(TorchDispatchMode):
 def test_no_step_reads_a_value(cell: Cell) -> None:
     counts = []
     for batch in (50, 10):  # 2 steps, 10 steps
-        # SGD: Adam counts its steps in tensors, but keeps these on the host.
+        # SGD, since Adam keeps its step counts in tensors on the host.
         recipe = tiny(RESNET).changed(learning_rate=0.001, batch=batch)
         with Reads() as reads:
             run(make(cell, seed=0), recipe, seed=0)
@@ -215,7 +215,7 @@ def test_no_step_reads_a_value(cell: Cell) -> None:
 
 PIECEWISE = {0: 0, 0.2: 0.025, 0.4: 0.05, 0.6: 0.02625, 0.8: 0.0025, 0.9: 0.00125, 1: 0}
 COSINE = {0: 1e-4, 0.25: 8.5355339e-5, 0.5: 5e-5, 0.75: 1.4644661e-5, 1: 0}
-# 200 epochs: the last step of epoch 100 and the first of a hundred after it, and so on
+# 200 epochs: the last step of epoch 100, the first of 100 steps in the next one, and so on
 STEPS = {0.005: 0.1, 0.5: 0.1, 100.01 / 200: 0.01, 0.75: 0.01, 150.01 / 200: 0.001, 1: 0.001}
 
 
@@ -267,7 +267,7 @@ def test_each_step_has_the_rate_of_its_end_and_decay_reaches_every_trained_tenso
     monkeypatch.setattr(optimizer, "step", spy)
     recipe = tiny(recipe)
     network, _ = trained(replace(CONVMIXERS[1], recipe=recipe), seed=0)
-    # Two steps of the one epoch end at 1/2 and at 1 of the run.
+    # The two steps of the only epoch end at 1/2 and at 1 of the run.
     number, decay = len(network.trained), recipe.weight_decay
     rates = [rate(recipe, 0.5), rate(recipe, 1.0)]
     assert groups == [[(number, rate, decay)] for rate in rates]

@@ -1,4 +1,4 @@
-"""Every network of the paper at its full size, in every way of masking, takes two real steps."""
+"""Every network of the paper, at full size and masked in every way, takes two real steps."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ DEVICE = open_device("cpu")
 
 
 def ways(cell: Cell) -> tuple[str, str, str]:
-    """Cells that differ in ratio or density alone are built in the same way."""
+    """A key: cells that differ only in ratio or density are built in the same way."""
     return cell.model.label, cell.dataset, "pruned" if cell.strategy in PRUNED else cell.strategy
 
 
