@@ -337,6 +337,7 @@ def table(
     Of a study that is named, every cell, measured or not.
     """
     folder = shown_folder(ledger)
+    from reproduce.report import frontier as frontier_report
     from reproduce.report.tables import show
     from reproduce.rows.ledger import groups_with, read
     from reproduce.study.studies import STUDIES
@@ -353,6 +354,11 @@ def table(
             continue
         accepted = True
         of_study = read(folder, name, complain)
+        if any(cell.family for cell in wanted.cells):
+            if named:
+                frontier_report.show(console(), wanted, of_study)
+                return
+            continue  # it has a table of its own
         groups += wanted.groups() if named else groups_with(of_study, wanted)
         rows += of_study
     if refused and not accepted:

@@ -319,12 +319,16 @@ def show_finished(console: Console, study: Study, rows: Sequence[Row], out: Path
     Raises:
         OSError: if ``out`` cannot be written.
     """
-    if study.name == FRONTIER_RATES.name:
-        table = make_rates(rows)
-    else:
-        table = make_table(study, rows)
+    show(console, study, rows)
+    if study.name != FRONTIER_RATES.name and curves(study.cells, rows):
         for path in save(draw(study, rows), out / study.name):
             console.print(f"figure: {path}")
+
+
+def show(console: Console, study: Study, rows: Sequence[Row]) -> None:
+    """Print the table of a study of the byte frontier."""
+    rates = study.name == FRONTIER_RATES.name
+    table = make_rates(rows) if rates else make_table(study, rows)
     shown = new_table(title=table.title, caption="\n".join(table.notes))
     for column in table.columns:
         shown.add_column(column)
