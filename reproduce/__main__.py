@@ -66,6 +66,8 @@ bench = typer.Typer(rich_markup_mode=None, help="Ratios of times, each measured 
 app.add_typer(bench, name="bench")
 rows = typer.Typer(rich_markup_mode=None, help="The rows that are kept, one file a study.")
 app.add_typer(rows, name="ledger")
+frontier = typer.Typer(rich_markup_mode=None, help="Accuracy against bytes of the file.")
+app.add_typer(frontier, name="frontier")
 
 
 @app.callback()
@@ -299,6 +301,25 @@ def evaluate(file: File, data: Data = None, device: DeviceName = None) -> None:
         name, accuracy, images = evaluate_file(file, opened, data, complain)
     percent = f"{100 * accuracy:.1f} %"
     console().print(f"{name}: {percent} of {images:,} held-out images, exactly {accuracy}")
+
+
+@frontier.command()
+def score(
+    files: Annotated[
+        list[Path], typer.Argument(help="Networks of the byte frontier, as run writes them.")
+    ],
+    data: Data = None,
+    device: DeviceName = None,
+) -> None:
+    """Measure networks again from their files alone: on the same machine, what their rows say."""
+    from reproduce.training.run import score_file
+
+    opened = open_one(device, 1)
+    for file in files:
+        with refusing_files():
+            name, accuracy, images = score_file(file, opened, data)
+        percent = f"{100 * accuracy:.1f} % of {images} held-out images, exactly {accuracy}"
+        console().print(f"{file}: {name}, {file.stat().st_size:,} bytes: {percent}")
 
 
 @app.command()

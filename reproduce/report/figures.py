@@ -76,11 +76,11 @@ def draw_figures(groups: Sequence[Group], rows: Sequence[Row], out: Path) -> lis
     for stem, values in PAPER_FIGURES.items():
         if not cells.isdisjoint(value.cell for value in values):
             draw = _capacity if values[0].figure == "capacity" else _compression
-            paths += _save(draw(values, rows), out / stem)
+            paths += save(draw(values, rows), out / stem)
     for group in groups:
         summaries = measured(group.cells, rows)
         if summaries and not any(value.cell in group.cells for value in REPORTED):
-            paths += _save(_unique(group.title, summaries), out / group.stem)
+            paths += save(_unique(group.title, summaries), out / group.stem)
     return paths
 
 
@@ -92,7 +92,12 @@ def title(values: Sequence[Reported]) -> str:
     return f"Compression: {where}"
 
 
-def _save(figure: Figure, stem: Path) -> list[Path]:
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Write a figure as PNG and as SVG, the same bytes each time; the files written.
+
+    Raises:
+        OSError: if they cannot be written.
+    """
     figure.draw_without_rendering()  # ticks fit the size of the axes, and labels then the ticks
     paths = [stem.with_suffix(".png"), stem.with_suffix(".svg")]
     for path, unsteady in zip(paths, ("Software", "Date"), strict=True):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from reproduce.report import frontier
 from reproduce.report.figures import draw_figures
 from reproduce.report.tables import show
 from reproduce.rows.row import Measured, Row
@@ -24,12 +25,16 @@ def show_finished(
     """
     wanted = {cell.run_id(seed) for cell in study.cells for seed in seeds}
     measured = [row for row in rows if row.run in wanted]
+    complete = sum(isinstance(row, Measured) for row in measured) == len(wanted)
+    if any(cell.family for cell in study.cells):
+        frontier.show_finished(console, study, measured, out)
+        return complete
     trained = {row.cell for row in measured}
     groups = [group for group in study.groups() if trained & {cell.id for cell in group.cells}]
     show(console, groups, measured)
     for picture in draw_figures([_with_others(group, rows) for group in groups], rows, out):
         console.print(f"figure: {picture}")
-    return sum(isinstance(row, Measured) for row in measured) == len(wanted)
+    return complete
 
 
 def _with_others(group: Group, rows: Sequence[Row]) -> Group:

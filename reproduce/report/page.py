@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from reproduce.report import frontier
 from reproduce.report.figures import PAPER_FIGURES, draw_figures, title
 from reproduce.report.tables import legend, make_table, markdown
 from reproduce.rows.ledger import groups_with, read
@@ -23,6 +24,10 @@ lines to that folder, `ledger merge` takes those of another machine, and `figure
 and its pictures from them."""
 
 
+_FRONTIER = f"""\
+[The byte frontier]({frontier.PAGE}) has a page of its own: accuracy against bytes of the file, for
+many ways to spend about one bit a weight."""
+
 _Studies = dict[str, tuple[list[Group], list[Row]]]
 
 
@@ -31,7 +36,7 @@ class PageError(Exception):
 
 
 def write_page(ledger: Path, out: Path, say: Callable[[str], None]) -> list[Path]:
-    """Write the page of a ledger and all its figures into the folder ``out``; the files written.
+    """Write the pages of a ledger and all its figures into the folder ``out``; the files written.
 
     Rows that do not count are said, and what is drawn; of a ledger without rows nothing is.
 
@@ -50,7 +55,7 @@ def write_page(ledger: Path, out: Path, say: Callable[[str], None]) -> list[Path
         say(f"drawing the figures of {name}")
         paths += draw_figures(groups, rows, out)
     write(path, _page(ledger, studies).encode())
-    return [*paths, path]
+    return [*paths, path, *frontier.write_page(ledger, out, say)]
 
 
 def make_page(ledger: Path, say: Callable[[str], None]) -> str:
@@ -87,6 +92,8 @@ def _page(ledger: Path, studies: _Studies) -> str:
         ]
     if smaller:
         parts += ["## Smaller studies", "Not one is a cell of the paper."]
+    if (ledger / f"{frontier.STUDIES[0].name}.jsonl").exists():
+        parts.append(_FRONTIER)
     for study, (groups, rows) in smaller.items():
         parts += _notes(ledger, study)
         for group in groups:
@@ -109,9 +116,13 @@ def _studies(ledger: Path, say: Callable[[str], None]) -> _Studies:
     """Of each study the groups that have rows, and the rows; of the paper all groups.
 
     The paper is left out where there is neither a row of it nor its notes.
+
+    The byte frontier has a page of its own.
     """
     studies = {}
     for study in STUDIES.values():
+        if any(cell.family for cell in study.cells):
+            continue
         rows = read(ledger, study.name, say)
         groups = groups_with(rows, study)
         if study.name == "paper" and (rows or _notes(ledger, "paper")):

@@ -123,6 +123,15 @@ def _notes(summaries: Sequence[Summary], rows: Sequence[Row], names: dict[str, s
             f"{done[0].held_out:,} images held out: their number alone gives an accuracy a standard"
             f" error of {' to '.join(span)} points, which more seeds do not lessen"
         )
+    return notes + notes_of(rows, names)
+
+
+def notes_of(rows: Sequence[Row], names: dict[str, str]) -> list[str]:
+    """What failed or is to be mistrusted, by the names of the cells; on what the rows were trained.
+
+    The cells of all rows have a name.
+    """
+    notes = []
     seconds: dict[str, list[float]] = {}
     for row in rows:
         which, trained = f"{names[row.cell]}, seed {row.seed}", 0.0

@@ -118,7 +118,8 @@ class Measured(_Begun, frozen=True, kw_only=True):
     data: Digest | UnsetType = UNSET
     """SHA-256 of both, pixels and labels."""
     history: Annotated[list[Epoch], Meta(min_length=1)]
-    storage: Storage
+    storage: Storage | UnsetType = UNSET
+    """By the paper's accountings, which say nothing of the families of the byte frontier."""
     bytes: Count | UnsetType = UNSET
     """Of the network's file."""
     seconds: Positive
@@ -133,12 +134,17 @@ class Measured(_Begun, frozen=True, kw_only=True):
     """Which others had trained it before it was resumed."""
 
     def __post_init__(self) -> None:
-        """What is said twice is the same.
+        """What is said twice is the same, and a size is there.
 
         Raises:
             ValueError: if it is not.
         """
         super().__post_init__()
+        frontier = Cell.configured(self.configuration).family is not None
+        if (self.storage is UNSET) != frontier or (frontier and self.bytes is UNSET):
+            raise ValueError(
+                "a row of the byte frontier has `bytes` and no `storage`; others have `storage`"
+            )
         epochs = self.configuration["recipe"]["epochs"]
         accuracies = [epoch.accuracy for epoch in self.history]
         if len(accuracies) != epochs:

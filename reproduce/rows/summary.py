@@ -24,7 +24,7 @@ class Summary(NamedTuple):
     held_out: int
     """Images; 0 where nothing is measured."""
     storage: Storage | None
-    """None where nothing is measured."""
+    """None where nothing is measured, and of the byte frontier."""
     bytes: int | None
     """Of the file on disk; None also in rows from before there were files."""
 
@@ -48,7 +48,7 @@ def summarise(cells: Iterable[Cell], rows: Sequence[Row]) -> list[Summary]:
                 [100 * row.accuracy_best for row in done],
                 len(mine) - len(done),
                 done[0].held_out if done else 0,
-                done[0].storage if done else None,
+                done[0].storage if done and done[0].storage is not UNSET else None,
                 done[-1].bytes if done and done[-1].bytes is not UNSET else None,
             )
         )

@@ -1,4 +1,4 @@
 """What is trained, as data: recipes, cells, studies, and the values that the paper plots.
 
-Imports nothing else of the experiments.
+Imports frontier.
 """

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypedDict
 import msgspec
 
 import pemn_ref as pemn
+from reproduce.frontier.families import FAMILIES
 from reproduce.study.recipes import Recipe
 
 
@@ -66,9 +67,13 @@ class ViT:
         return f"vit-d{self.depth}-w{self.width}"
 
 
+KINDS: dict[str, type[ConvMixer | ResNet | ViT]]
+KINDS = {kind.family: kind for kind in (ConvMixer, ResNet, ViT)}
 PRUNED = ("prune_random", "prune_minimum")
 _ORDER = ("dense", "mask", "one_layer", "mp", "rp", *PRUNED, "control")
 """That of the paper, whose baselines and our control come last."""
+FRONTIER = "frontier-"
+"""Before the name of a family of the byte frontier: none is taken for a strategy of the paper."""
 WHERE_IDS_ARE = "plan with one model and one dataset lists its runs as CELL-SEED"
 
 
@@ -81,7 +86,7 @@ class Cell:
     ``prune_random`` and ``prune_minimum``, a dense network of which only ``density`` of each layer
     is kept, chosen before training at random or by |weight|, and trained (the paper does not say
     when it prunes; its numbers leave no other reading). ``ratio`` belongs to ``rp``, ``density`` to
-    all but dense.
+    all but dense. ``frontier-NAME`` is a family of the byte frontier, where any may have a ratio.
 
     Raises:
         ValueError: if strategy, ratio and density do not fit each other.
@@ -95,7 +100,7 @@ class Cell:
     recipe: Recipe
 
     def __post_init__(self) -> None:
-        if (self.ratio is None) != (self.strategy != "rp"):
+        if self.family is None and (self.ratio is None) != (self.strategy != "rp"):
             raise ValueError(f"rp and only rp has a ratio, got {self.ratio!r} for {self.strategy}")
         if (self.density is None) != (self.strategy == "dense"):
             raise ValueError(
@@ -104,26 +109,40 @@ class Cell:
         if self.density is not None:
             pemn.kept(1, self.density)
             _ = self.masking
+        if self.family not in (None, *FAMILIES):
+            raise ValueError(f"no strategy {self.strategy!r}: families are {', '.join(FAMILIES)}")
+
+    @property
+    def family(self) -> str | None:
+        """The name of a family of the byte frontier; None of all other cells."""
+        return self.strategy.removeprefix(FRONTIER) if self.strategy.startswith(FRONTIER) else None
 
     @property
     def name(self) -> str:
         """The strategy for people and ``--strategy``: ``mp``, ``rp_1e-2``, ``prune_random_90``."""
         if self.strategy in PRUNED and self.density is not None:
             return f"{self.strategy}_{100 * (1 - self.density):.4g}"
+        if self.family is not None:
+            ratio = {None: "", 0.0: "_seed"}.get(self.ratio, f"_{self.ratio}")
+            return f"{self.family}{ratio}" + (
+                "" if self.density in (0.5, 1) else f"_d{self.density:g}"
+            )
         if self.ratio is None:
             return self.strategy
         digits, exponent = f"{self.ratio:e}".split("e")
-        return f"rp_{float(digits):g}e{int(exponent)}"
+        return f"{self.strategy}_{float(digits):g}e{int(exponent)}"
 
     @property
     def place(self) -> tuple[int, float, float]:
         """Sorts the cells of a model as the paper has them, wherever they are shown."""
-        return _ORDER.index(self.strategy), -(self.ratio or 0), -(self.density or 0)
+        known = self.strategy in _ORDER  # families of the byte frontier come last
+        order = _ORDER.index(self.strategy) if known else len(_ORDER)
+        return order, -(self.ratio or 0), -(self.density or 0)
 
     @property
     def masking(self) -> pemn.Strategy | None:
-        """Where frozen weights come from; dense and pruned cells have none."""
-        if self.strategy == "dense" or self.strategy in PRUNED:
+        """Where frozen weights come from; dense, pruned and frontier cells have none."""
+        if self.strategy == "dense" or self.strategy in PRUNED or self.family is not None:
             return None
         if self.ratio is not None:
             return pemn.rp(self.ratio)
@@ -154,16 +173,14 @@ class Cell:
         Raises:
             ValueError: if it is the configuration of no cell.
         """
-        kinds: dict[str, type[ConvMixer | ResNet | ViT]]
-        kinds = {kind.family: kind for kind in (ConvMixer, ResNet, ViT)}
         try:
             plain = msgspec.convert(configuration, _Configuration)
             family = plain["model"].get("family")
-            if family not in [*kinds]:
-                raise ValueError(f"no family of models {family!r}, only {', '.join(kinds)}")
+            if family not in [*KINDS]:
+                raise ValueError(f"no family of models {family!r}, only {', '.join(KINDS)}")
             cell = cls(
                 dataset=plain["dataset"],
-                model=msgspec.convert(plain["model"], kinds[family]),
+                model=msgspec.convert(plain["model"], KINDS[family]),
                 strategy=plain["strategy"],
                 ratio=plain["ratio"],
                 density=plain["density"],

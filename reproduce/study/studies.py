@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from reproduce.study.cells import PRUNED, Cell, ConvMixer, ResNet, Study, ViT
+from reproduce.study.frontier import FRONTIER_CIFAR10, FRONTIER_DIGITS, FRONTIER_RATES
 from reproduce.study.recipes import CONVMIXER, RESNET, TINY_IMAGENET, VIT, Recipe
 
 _STRATEGIES = (
@@ -197,4 +198,10 @@ CANARY = _PAPER.cells[0]
 CANARY_BAND = (87.0, 90.0)
 """Where its best accuracy, in percent, is expected: 1.5 points around the 88.51 of the paper."""
 
-STUDIES = {study.name: study for study in (_DIGITS, _CIFAR10_SMALL, _PAPER)}
+STUDIES = {
+    study.name: study
+    for study in (
+        *(_DIGITS, _CIFAR10_SMALL, _PAPER),
+        *(FRONTIER_RATES, FRONTIER_DIGITS, FRONTIER_CIFAR10),
+    )
+}

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from msgspec import structs
+from msgspec import UNSET, structs
 
 from reproduce.rows.row import Epoch, Failed, Hardware, Measured, Row, Storage, Versions, line_of
 from reproduce.study.cells import Cell
@@ -35,7 +35,7 @@ def row_of(cell: Cell, seed: int = 0, accuracy: float = 0.5, **more: Any) -> Mea
         trained_on=1297,
         data="0123456789abcdef" * 4,
         history=[Epoch(1.0, one, 2.0) for one in accuracies],
-        storage=STORAGE,
+        storage=UNSET if cell.family else STORAGE,
         bytes=90,
         seconds=1800.0,
         images_per_second=100.0,

@@ -1,4 +1,4 @@
 """One run: from a cell and a seed to a row and a file.
 
-Imports data, memory, models, rows, study.
+Imports data, frontier, memory, models, rows, study.
 """

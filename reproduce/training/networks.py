@@ -15,6 +15,7 @@ from pemn_ref.accounting import masked_storage
 from pemn_ref.checks import Tensors, check_model
 from pemn_ref.forward import places
 from reproduce.data.datasets import DATASETS
+from reproduce.frontier.families import FAMILIES, Choice, Family, first_tensors, make_weights
 from reproduce.models.convmixer import ConvMixer
 from reproduce.models.resnet import ResNet
 from reproduce.models.vit import ViT
@@ -35,7 +36,8 @@ class Network(NamedTuple):
     trained: list[Tensor]
     storage: pemn.Storage
     state: pemn.State | None
-    """None where dense: the tensors are those of ``model``."""
+    """None where dense: the tensors are those of ``model``. For a family of the byte frontier
+    ``weights`` are what it has beside the scores."""
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -69,11 +71,13 @@ def make_network(cell: Cell, seed: int, device: torch.device) -> Network:
 
 def network_of(cell: Cell, model: nn.Module, seed: int) -> Network:
     """The network of a cell before training, made of its plain ``model``, wherever that lies."""
+    if cell.family is not None:
+        return _family_network(cell, model, seed)
     if cell.masking is not None:
         return masked_network(cell, model, pemn.init(model, cell.masking, seed=seed))
     if cell.density is not None:
         return _pruned_network(cell, model, seed)
-    return Network(model, model, list(model.parameters()), storage_of(cell, model), None)
+    return dense_network(model)
 
 
 def storage_of(cell: Cell, model: nn.Module) -> pemn.Storage:
@@ -87,9 +91,47 @@ def storage_of(cell: Cell, model: nn.Module) -> pemn.Storage:
         kept = sum(pemn.kept(number, cell.density) for number in numbers)
         # A bit for each weight says which are kept; the paper's percentages leave that bit out.
         return masked_storage(sum(numbers), kept, others)
-    # Every weight is a value of its own and nothing is saved.
-    bits = sum(8 * tensor.nbytes for tensor in dense.values())
-    return pemn.Storage(sum(numbers), sum(numbers), 0.0, 0.0, bits, bits)
+    return _dense_storage(model)
+
+
+def _dense_storage(model: nn.Module) -> pemn.Storage:
+    """Every weight is a value of its own and nothing is saved."""
+    weights = sum(shape.numel() for shape in pemn.maskable_shapes(model).values())
+    bits = sum(8 * tensor.nbytes for tensor in model.state_dict().values())
+    return pemn.Storage(weights, weights, 0.0, 0.0, bits, bits)
+
+
+def dense_network(model: nn.Module) -> Network:
+    """The network of a plain module."""
+    return Network(model, model, list(model.parameters()), _dense_storage(model), None)
+
+
+def choice_of(cell: Cell, model: nn.Module) -> tuple[Family, Choice]:
+    """The family of a cell of the byte frontier, and what it is applied to."""
+    assert cell.family is not None
+    assert cell.density is not None
+    shapes = pemn.maskable_shapes(model)
+    ratio = 1.0 if cell.ratio is None else cell.ratio
+    return FAMILIES[cell.family], Choice(shapes, ratio, cell.density)
+
+
+def _family_network(cell: Cell, model: nn.Module, seed: int) -> Network:
+    family, choice = choice_of(cell, model)
+    state = pemn.init(model, pemn.mp, seed=seed)
+    where = next(iter(state.scores.values())).device
+    beside = {n: t.to(where) for n, t in first_tensors(family, choice, seed=seed).items()}
+    trained = [*state.rest.values()]
+    if family.trained:
+        trained += state.scores.values()
+    if family.scaled:
+        trained += [t.requires_grad_() for name, t in beside.items() if name.endswith(" scale")]
+    state = state._replace(weights=beside)
+
+    def make() -> Tensors:
+        return make_weights(family, {**state.scores, **beside}, choice, lambda tensor, _: tensor)
+
+    logits = _called(model, make, {**state.rest, **state.buffers})
+    return Network(model, logits, trained, dense_network(model).storage, state)
 
 
 def masked_network(cell: Cell, model: nn.Module, state: pemn.State) -> Network:
@@ -122,7 +164,6 @@ def _masked(cell: Cell, model: nn.Module, state: pemn.State) -> Callable[[Tensor
     """
     weights, scores, rest, buffers = state
     check_model(model, weights, rest, buffers)
-    where = places(model)
     assert cell.density is not None
     make: Callable[[], Tensors]
     if _trained(scores):
@@ -135,8 +176,17 @@ def _masked(cell: Cell, model: nn.Module, state: pemn.State) -> Callable[[Tensor
         masked = fast.apply_mask(weights, scores, density=cell.density)
         make = lambda: masked  # noqa: E731
 
+    return _called(model, make, {**rest, **buffers})
+
+
+def _called(
+    model: nn.Module, make: Callable[[], Tensors], others: Tensors
+) -> Callable[[Tensor], Tensor]:
+    """``model`` as a function, with the weights that ``make`` gives at each call."""
+    where = places(model)
+
     def logits(images: Tensor) -> Tensor:
-        tensors: dict[str, Any] = {**make(), **rest, **buffers}
+        tensors: dict[str, Any] = {**make(), **others}
         placed: dict[str, Any] = {place: name and tensors[name] for place, name in where.items()}
         output: Tensor = functional_call(model, placed, images, tie_weights=False)
         return output

@@ -206,7 +206,7 @@ def test_names_of_close_values_are_moved_apart() -> None:
 def test_nothing_is_cut_off(group: Group, tmp_path: Path) -> None:
     rows = read(Path(figures.__file__).parents[1] / "results", "digits", print)
     figure = figures._unique(group.title, measured(group.cells, rows))
-    png, _ = figures._save(figure, tmp_path / "picture")
+    png, _ = figures.save(figure, tmp_path / "picture")
     with Image.open(png) as picture:
         pixels = np.asarray(picture.convert("L"))
     assert pixels.min() == 0

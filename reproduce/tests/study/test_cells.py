@@ -106,6 +106,9 @@ def test_no_recipe_changes_without_a_new_version() -> None:
         "digits": "f6f24523f521",
         "cifar10-small": "3888fe043463",
         "paper": "7193ee2cb249",
+        "frontier-rates": "afa320127299",
+        "frontier": "310b3b655c14",
+        "frontier-cifar10": "d262cc239531",
     }
     ids = {
         name: hashlib.sha256(" ".join(c.id for c in study.cells).encode()).hexdigest()[:12]
