@@ -92,7 +92,7 @@ def _page(ledger: Path, studies: _Studies) -> str:
         ]
     if smaller:
         parts += ["## Smaller studies", "Not one is a cell of the paper."]
-    if (ledger / f"{frontier.STUDIES[0].name}.jsonl").exists():
+    if any((ledger / f"{study.name}.jsonl").exists() for study in frontier.STUDIES):
         parts.append(_FRONTIER)
     for study, (groups, rows) in smaller.items():
         parts += _notes(ledger, study)
@@ -115,9 +115,8 @@ def _picture(stem: str, text: str) -> str:
 def _studies(ledger: Path, say: Callable[[str], None]) -> _Studies:
     """Of each study the groups that have rows, and the rows; of the paper all groups.
 
-    The paper is left out where there is neither a row of it nor its notes.
-
-    The byte frontier has a page of its own.
+    The paper is left out where there is neither a row of it nor its notes. (The byte frontier
+    has a page of its own.)
     """
     studies = {}
     for study in STUDIES.values():

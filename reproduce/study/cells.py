@@ -70,10 +70,10 @@ class ViT:
 KINDS: dict[str, type[ConvMixer | ResNet | ViT]]
 KINDS = {kind.family: kind for kind in (ConvMixer, ResNet, ViT)}
 PRUNED = ("prune_random", "prune_minimum")
-_ORDER = ("dense", "mask", "one_layer", "mp", "rp", *PRUNED, "control")
-"""That of the paper, whose baselines and our control come last."""
 FRONTIER = "frontier-"
 """Before the name of a family of the byte frontier: none is taken for a strategy of the paper."""
+_ORDER = ("dense", "mask", "one_layer", "mp", "rp", *PRUNED, "control")
+"""That of the paper, whose baselines and our control come last."""
 WHERE_IDS_ARE = "plan with one model and one dataset lists its runs as CELL-SEED"
 
 
@@ -135,9 +135,8 @@ class Cell:
     @property
     def place(self) -> tuple[int, float, float]:
         """Sorts the cells of a model as the paper has them, wherever they are shown."""
-        known = self.strategy in _ORDER  # families of the byte frontier come last
-        order = _ORDER.index(self.strategy) if known else len(_ORDER)
-        return order, -(self.ratio or 0), -(self.density or 0)
+        kind = len(_ORDER) if self.family else _ORDER.index(self.strategy)
+        return kind, -(self.ratio or 0), -(self.density or 0)
 
     @property
     def masking(self) -> pemn.Strategy | None:

@@ -37,7 +37,7 @@ POINTS = (
     Point("signed", 0.0, 0.25, 0.3),
     Point("signed-scaled", 0.0, 0.5, 0.03),
     Point("global", 0.0, 0.5, 0.1),
-    Point("global-scaled", 0.0, 0.5, 0.1),
+    Point("global-scaled", 0.0, 0.5, 0.03),
     Point("frozen", 0.0, 1.0, 0.3),
     Point("signs", None, 1.0, 0.3),
     Point("scaled", None, 1.0, 0.03),

@@ -147,7 +147,7 @@ def read_stored(path: Path, device: torch.device) -> tuple[Network, Cell]:
         empty.model.load_state_dict(unpack(lambda keep: _walk(empty, cell, keep)))
     except (FileError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise FileError(f"{path}: {error}") from error
-    return dense_network(empty.model.to(device)), cell
+    return dense_network(cell, empty.model.to(device)), cell
 
 
 def _walk(network: Network, cell: Cell, keep: Keep) -> dict[str, Tensor]:

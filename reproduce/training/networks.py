@@ -77,7 +77,12 @@ def network_of(cell: Cell, model: nn.Module, seed: int) -> Network:
         return masked_network(cell, model, pemn.init(model, cell.masking, seed=seed))
     if cell.density is not None:
         return _pruned_network(cell, model, seed)
-    return dense_network(model)
+    return dense_network(cell, model)
+
+
+def dense_network(cell: Cell, model: nn.Module) -> Network:
+    """A plain module with the tensors that it has."""
+    return Network(model, model, list(model.parameters()), storage_of(cell, model), None)
 
 
 def storage_of(cell: Cell, model: nn.Module) -> pemn.Storage:
@@ -87,23 +92,13 @@ def storage_of(cell: Cell, model: nn.Module) -> pemn.Storage:
     if cell.masking is not None:
         return pemn.storage(shapes, cell.masking, others)
     numbers = [shape.numel() for shape in shapes.values()]
-    if cell.density is not None:
+    if cell.density is not None and cell.family is None:
         kept = sum(pemn.kept(number, cell.density) for number in numbers)
         # A bit for each weight says which are kept; the paper's percentages leave that bit out.
         return masked_storage(sum(numbers), kept, others)
-    return _dense_storage(model)
-
-
-def _dense_storage(model: nn.Module) -> pemn.Storage:
-    """Every weight is a value of its own and nothing is saved."""
-    weights = sum(shape.numel() for shape in pemn.maskable_shapes(model).values())
-    bits = sum(8 * tensor.nbytes for tensor in model.state_dict().values())
-    return pemn.Storage(weights, weights, 0.0, 0.0, bits, bits)
-
-
-def dense_network(model: nn.Module) -> Network:
-    """The network of a plain module."""
-    return Network(model, model, list(model.parameters()), _dense_storage(model), None)
+    # Every weight is a value of its own and nothing is saved. (The byte frontier counts files.)
+    bits = sum(8 * tensor.nbytes for tensor in dense.values())
+    return pemn.Storage(sum(numbers), sum(numbers), 0.0, 0.0, bits, bits)
 
 
 def choice_of(cell: Cell, model: nn.Module) -> tuple[Family, Choice]:
@@ -131,7 +126,7 @@ def _family_network(cell: Cell, model: nn.Module, seed: int) -> Network:
         return make_weights(family, {**state.scores, **beside}, choice, lambda tensor, _: tensor)
 
     logits = _called(model, make, {**state.rest, **state.buffers})
-    return Network(model, logits, trained, dense_network(model).storage, state)
+    return Network(model, logits, trained, storage_of(cell, model), state)
 
 
 def masked_network(cell: Cell, model: nn.Module, state: pemn.State) -> Network:

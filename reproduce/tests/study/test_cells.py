@@ -106,8 +106,8 @@ def test_no_recipe_changes_without_a_new_version() -> None:
         "digits": "f6f24523f521",
         "cifar10-small": "3888fe043463",
         "paper": "7193ee2cb249",
-        "frontier-rates": "afa320127299",
-        "frontier": "310b3b655c14",
+        "frontier-rates": "fad30b069c68",
+        "frontier": "0b62bd654168",
         "frontier-cifar10": "d262cc239531",
     }
     ids = {
