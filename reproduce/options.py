@@ -34,7 +34,7 @@ Data = Annotated[
 DeviceName = Annotated[
     str | None, typer.Option(help="cpu, cuda or cuda:N; else the best that is present.")
 ]
-_STUDIES_HELP = "digits, cifar10-small (hours on a CPU) or paper (days on a GPU)"
+_STUDIES_HELP = "digits, frontier, cifar10-small (hours on a CPU) or paper (days on a GPU)"
 StudyName = Annotated[str, typer.Option(help=f"{_STUDIES_HELP}.")]
 ShownName = Annotated[
     str | None,

@@ -13,7 +13,7 @@ from rich.console import Console
 from reproduce.report import tables
 from reproduce.report.tables import make_table, markdown, show
 from reproduce.rows.ledger import read
-from reproduce.rows.row import Measured, Row
+from reproduce.rows.row import Measured, Row, Storage
 from reproduce.rows.summary import interval, summarise
 from reproduce.study.cells import Cell, Group, Study
 from reproduce.study.studies import REPORTED, STUDIES
@@ -117,7 +117,7 @@ def test_what_is_counted_is_what_was_measured(study: str) -> None:
     for row in rows:
         assert isinstance(row, Measured)
         storage, size = size_of(Cell.configured(row.configuration))
-        assert not isinstance(row.storage, UnsetType)
+        assert isinstance(row.storage, Storage)
         assert structs.asdict(row.storage) == storage._asdict()
         assert row.bytes == size
 
