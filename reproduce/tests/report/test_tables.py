@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 
 import pytest
-from msgspec import UNSET, UnsetType, structs
+from msgspec import UNSET, structs
 from rich.console import Console
 
 from reproduce.report import tables
