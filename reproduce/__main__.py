@@ -346,7 +346,7 @@ def table(
     groups: list[Group] = []
     rows: list[Row] = []
     accepted, refused = False, None
-    for name in [named] if named else STUDIES:
+    for name in [named] if named else [n for n in STUDIES if "frontier" not in n]:
         try:
             wanted = chosen(name, False, model, strategy, dataset, only, defaults=False)
         except typer.BadParameter as error:
@@ -355,10 +355,8 @@ def table(
         accepted = True
         of_study = read(folder, name, complain)
         if any(cell.family for cell in wanted.cells):
-            if named:
-                frontier_report.show(console(), wanted, of_study)
-                return
-            continue  # it has a table of its own
+            frontier_report.show(console(), wanted, of_study)
+            return
         groups += wanted.groups() if named else groups_with(of_study, wanted)
         rows += of_study
     if refused and not accepted:

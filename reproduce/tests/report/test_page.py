@@ -90,7 +90,8 @@ def test_folder_without_rows_is_one_line_that_says_what_there_is(
     code, output, errors = command(name)
     assert (code, output, errors.count("\n")) == (0, "", 1)
     assert "no rows to show in runs: run adds them, if not with --epochs" in errors
-    assert f"cifar10-small and digits ship with the project, and --ledger {RESULTS}" in errors
+    assert "those of cifar10-small and digits and " in errors
+    assert f" ship with the project, and --ledger {RESULTS}" in errors
     assert [*tmp_path.iterdir()] == []
 
 
