@@ -65,8 +65,8 @@ def test_ratio_outside(ratio: float) -> None:
 
 @clause("E3", "SHOULD")
 def test_unknown_strategy() -> None:
-    """A strategy of another name is refused, and so is a ratio where none belongs, and a name in
-    place of a strategy.
+    """An unknown strategy is refused, and so is a ratio where none belongs, and a name in place of
+    a strategy.
     """
     prototype = pemn.make_prototype(SHAPES, pemn.mp, seed=0)
     refuses(lambda: pemn.make_prototype(SHAPES, "mp", seed=0), "mp")
@@ -78,7 +78,7 @@ def test_unknown_strategy() -> None:
 @clause("E4", "SHOULD")
 @given(dimensions=st.lists(st.integers(0, 3), min_size=1, max_size=3), at=st.integers(0, 2))
 def test_empty_layers(dimensions: list[int], at: int) -> None:
-    """A layer without weights is refused, and named; so is a set of shapes without layers."""
+    """A layer without weights is refused and named, and so is an empty set of shapes."""
     dimensions.insert(min(at, len(dimensions)), 0)
     shapes = {**SHAPES, "empty.weight": torch.Size(dimensions)}
     refuses(lambda: pemn.make_prototype(shapes, pemn.mp, seed=0), "empty.weight")
@@ -99,8 +99,8 @@ def test_nothing_to_mask() -> None:
 
 @clause("E6", "SHOULD")
 def test_weights_that_are_not_plain_parameters() -> None:
-    """A maskable weight that is computed, lazy or in a scripted part is refused, and named: it is
-    not silently rest.
+    """A maskable weight that is computed, lazy or in a scripted part is refused and named, not
+    silently made rest.
     """
     spectral = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(3, 4)))
     lazy = nn.Sequential(nn.ReLU(), nn.LazyConv2d(8, 3))
@@ -122,7 +122,7 @@ def test_weights_that_are_not_plain_parameters() -> None:
 @clause("E7", "SHOULD")
 @given(seed=seeds, value=st.sampled_from([math.nan, math.inf, -math.inf]))
 def test_non_finite_scores(seed: int, value: float) -> None:
-    """Where values may be read a non-finite score is refused, and its layer named."""
+    """Where values can be read, a non-finite score is refused and its layer named."""
     model, state = linear_state()
     state.scores["weight"].detach().view(-1)[seed % 20] = value
     refuses(lambda: pemn.materialize(model, state, density=0.5), "weight")
@@ -131,8 +131,8 @@ def test_non_finite_scores(seed: int, value: float) -> None:
 @clause("E8", "SHOULD")
 @pytest.mark.parametrize("part", ["weights", "scores", "rest", "buffers"])
 def test_state_of_another_model(part: str) -> None:
-    """A state that lacks a tensor of the model, has one more, one of another shape, or one in two
-    of its parts, is refused, and the tensor named.
+    """A state is refused, and the tensor named, if it lacks a tensor of the model, has one more or
+    one of another shape, or has one in two of its parts.
     """
     model = built(Convolutions, 0)
     state = pemn.init(model, pemn.mp, seed=0)
@@ -153,7 +153,7 @@ def test_state_of_another_model(part: str) -> None:
 @clause("E9", "SHOULD")
 @pytest.mark.parametrize("seed", [1.0, "1", None])
 def test_seed_is_an_int(seed: Any) -> None:
-    """A seed that is not an int is refused, and named: 1.0 would silently be another stream."""
+    """A seed that is not an int is refused and named: 1.0 would silently be another stream."""
     refuses(lambda: pemn.make_prototype(SHAPES, pemn.mp, seed=seed), "seed", repr(seed))
     refuses(lambda: pemn.init_scores(SHAPES, seed=seed), "seed", repr(seed))
 
@@ -169,7 +169,7 @@ def test_unusable_prototype() -> None:
 @clause("E11", "SHOULD")
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int8, torch.int64, torch.complex64])
 def test_scores_are_real_floats(dtype: torch.dtype) -> None:
-    """Scores that are not real floats are refused, and their dtype named: they have no gradient, or
+    """Scores that are not real floats are refused and their dtype named: they have no gradient, or
     no order.
     """
     refuses(lambda: pemn.score_mask(torch.ones(4, dtype=dtype), density=0.5), dtype)

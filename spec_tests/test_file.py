@@ -105,9 +105,9 @@ def bits(tensors: Any) -> dict[str, Any]:
 @given(strategy=strategies(), density=fractions, seed=seeds)
 @settings(few())
 def test_round_trip(case: str, strategy: Drawn, density: float, seed: int) -> None:
-    """A file gives back weights, rest and buffers to the bit, as scores the masks as 0 and 1, and
-    the same dense model, with the model and without, which a plain one loads; non-persistent
-    buffers are the model's.
+    """A file gives back weights, rest and buffers to the bit, and the masks as scores of 0 and 1.
+    It gives the same dense model, with the model and without, which a plain one loads.
+    Non-persistent buffers are the model's.
     """
     model, state = network(case, strategy, seed)
     before = [bits(part) for part in state]
@@ -137,8 +137,8 @@ def test_round_trip(case: str, strategy: Drawn, density: float, seed: int) -> No
 @clause("C16", "SHOULD")
 @pytest.mark.parametrize("case", sorted(c for c in CASES if len(CASES[c].maskable) > 1))
 def test_layers_left_out_and_densities_by_layer(case: str) -> None:
-    """A file holds a network of which only a part is masked, and one with a density for each layer,
-    and gives both back; the header says which weights are masked, and how dense each is.
+    """A file holds a network that is masked in part, and one with a density for each layer, and
+    gives both back. The header says which weights are masked, and at which density.
     """
     model = built(CASES[case].build, 0)
     some = dict([*pemn.maskable_shapes(model).items()][1:])
@@ -167,7 +167,7 @@ def test_layers_left_out_and_densities_by_layer(case: str) -> None:
 @given(case=cases, strategy=strategies(), seed=seeds, density=st.one_of(st.just(0.5), fractions))
 @settings(few())
 def test_size(case: str, strategy: Drawn, seed: int, density: float) -> None:
-    """In float32 a file has ceil(N / 8) + 4 U bytes, those of rest and persistent buffers, and the
+    """In float32 a file has ceil(N / 8) + 4 U bytes, and those of rest, persistent buffers and
     header.
     """
     model, state = network(case, strategy, seed)
@@ -184,7 +184,7 @@ def test_size(case: str, strategy: Drawn, seed: int, density: float) -> None:
 @given(case=cases, strategy=strategies(), density=fractions, seed=seeds)
 @settings(few())
 def test_deterministic(case: str, strategy: Drawn, density: float, seed: int) -> None:
-    """The same state gives the same bytes, and so does the state that they give back, whatever the
+    """The same state gives the same bytes, and so does the state read back from them, whatever the
     default device.
     """
     model, state = network(case, strategy, seed)
@@ -272,8 +272,8 @@ def test_only_what_a_file_can_hold() -> None:
 
 @clause("C6", "SHOULD")
 def test_another_model() -> None:
-    """A file is refused by a model that it is not of, also where tensors are tied in another way,
-    or where its dtypes do not hold what is in the file: the message names the first difference.
+    """A model refuses the file of another one, even if only ties differ, or if its dtypes cannot
+    hold the values. The message names the first difference.
     """
     path = vector("valid", "rp")
     fewer, larger, other = Small(), Small(), Small()
@@ -516,7 +516,9 @@ def test_forgery() -> None:
 @example(Drawn("rp", 0.1), 0.5, 0)
 @settings(few())
 def test_large_layers(strategy: Drawn, density: float, seed: int) -> None:
-    """A layer of thousands of weights is read as it was written, be its prototype long or short."""
+    """A layer of thousands of weights is read as it was written, whether its prototype is long or
+    short.
+    """
     model = built(lambda: nn.Linear(90, 100), 0)
     state = pemn.init(model, strategy.value, seed=seed)
     data = saved(model, state, strategy.value, density=density)
@@ -526,9 +528,9 @@ def test_large_layers(strategy: Drawn, density: float, seed: int) -> None:
 
 @clause("C13", "SHOULD")
 def test_awkward_model() -> None:
-    """Of a model whose state_dict is made of copies, of tied tensors too, or has other names, as
-    hooks and wrappers do, or has extra state, names with a slash or an empty tensor of huge shape,
-    or whose only layer stands twice, the file holds all tensors, and nothing of the extra state.
+    """The file has all tensors, and no extra state, of a model whose state_dict is made of copies,
+    of tied tensors too, or has other names, as with hooks and wrappers; of one with extra state,
+    names with a slash, or an empty tensor of huge shape; and of one whose only layer stands twice.
     """
     layer = nn.Linear(3, 3, bias=False)
     for model in (built(Awkward, 0), nn.Sequential(layer, layer)):
@@ -548,8 +550,8 @@ def test_awkward_model() -> None:
 
 @clause("C14", "SHOULD")
 def test_longest_header() -> None:
-    """A header of 100,000,000 bytes is written and read; a longer one is not written, and refused
-    before memory is asked for it.
+    """A header of 100,000,000 bytes is written and read. A longer one is not written, and is
+    refused before memory for it is allocated.
     """
     model = nn.Linear(3, 4)
     state = pemn.init(model, pemn.mp, seed=0)
@@ -583,7 +585,7 @@ def test_model_stays_as_it_is(
     case: str, train: bool, strategy: Drawn, density: float, seed: int
 ) -> None:
     """Saving and reading leave the model as it is, in training and in evaluation: every attribute
-    holds the same tensor, also where a module stands under several names.
+    holds the same tensor, even if a module has several names.
     """
     model, state = network(case, strategy, seed)
     with untouched(model.train(train)):

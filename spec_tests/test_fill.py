@@ -39,8 +39,8 @@ def numbered(shapes: Shapes, strategy: Drawn) -> dict[str, Tensor]:
 @example({"a.weight": MORE_THAN_16_BITS, "b.weight": torch.Size([7, 3])}, Drawn("rp", 0.57))
 @under(MODES)
 def test_index_formula(shapes: Shapes, strategy: Drawn) -> None:
-    """Element i, row by row, of a layer takes prototype[i mod L], every layer from offset 0, under
-    every strategy.
+    """Element i of a layer, in row-major order, takes prototype[i mod L]. Every layer starts at
+    offset 0, under every strategy.
     """
     weights = numbered(shapes, strategy)
     assert set(weights) == set(shapes)
@@ -61,8 +61,8 @@ def test_index_formula(shapes: Shapes, strategy: Drawn) -> None:
 @example({"a.weight": torch.Size([4, 5]), "b.weight": torch.Size([4, 5])}, Drawn("rp", 1.0))
 @under(MODES)
 def test_unique_by_index(shapes: Shapes, strategy: Drawn) -> None:
-    """By index the weights hold exactly: mask all, one_layer the sum over distinct shapes, mp the
-    largest weight's, rp its prototype's number of distinct values.
+    """By index the weights hold exactly this many distinct values: mask all, one_layer the sum over
+    distinct shapes, mp those of the largest weight, rp those of its prototype.
     """
     name, ratio = strategy
     weights = numbered(shapes, strategy)
@@ -87,8 +87,8 @@ def test_unique_by_value(shapes: Shapes, strategy: Drawn, seed: int) -> None:
 @given(shapes=repeated_shape_sets(), seed=seeds)
 @under(MODES)
 def test_one_layer_shares_by_shape(shapes: Shapes, seed: int) -> None:
-    """Under one_layer weights of equal shape, linear ones too, are equal; of another shape not,
-    even where numel agrees.
+    """Under one_layer, weights of equal shape are equal, linear ones too. Weights of different
+    shapes are not, even where numel agrees.
     """
     shapes = {**shapes, "in.weight": torch.Size([6, 4]), "out.weight": torch.Size([6, 4])}
     weights = numbered(shapes, Drawn("one_layer"))
@@ -104,7 +104,7 @@ def test_one_layer_shares_by_shape(shapes: Shapes, seed: int) -> None:
 def test_filled_weights_are_frozen_copies(
     shapes: Shapes, strategy: Drawn, seed: int, dtype: torch.dtype
 ) -> None:
-    """Filling cuts the graph, keeps the dtype and copies: changing a weight changes no other."""
+    """Filling detaches, keeps the dtype and copies: changing one weight changes no other."""
     drawn = pemn.make_prototype(shapes, strategy.value, seed=seed)
     wanted = torch.is_grad_enabled()
     prototype = {g: v.to(dtype).requires_grad_(wanted) for g, v in drawn.items()}

@@ -40,8 +40,9 @@ from spec_tests.subject import pemn
 @few()
 @given(context=networks)
 def test_maskable_weights(case: str, context: Network) -> None:
-    """Maskable are the weights of all convolutions and linears, the classifier too, and attention's
-    input projections; tied weights once; all else is rest; in the order of named_parameters().
+    """The weights of all convolutions and linears, the classifier too, and attention's input
+    projections are maskable, tied weights once. All else is rest. Both are in the order of
+    named_parameters().
     """
     context, expected = context.of(case), CASES[case].maskable
     model, _ = model_in(context, case)
@@ -73,8 +74,8 @@ class Own(nn.Conv2d):
 @few()
 @given(context=networks)
 def test_maskable_is_what_a_module_is(case: str, context: Network) -> None:
-    """Convolutions of every kind and padding are maskable, subclasses of the layers too, as is a
-    projection that attention uses twice, once; no other weight of two dimensions or more is.
+    """Convolutions of every kind and padding are maskable, as are subclasses of the layers, and,
+    once, a projection that attention uses twice. No other weight of two dimensions or more is.
     """
     context = context.of(case)
     model, _ = model_in(context, case)
@@ -103,8 +104,8 @@ def test_maskable_is_what_a_module_is(case: str, context: Network) -> None:
 @few()
 @given(context=networks)
 def test_equals_the_plain_module(case: str, train: bool, context: Network) -> None:
-    """Output and buffers are those of the plain module with the masked weights and the rest, in
-    training and in evaluation, whatever the model's own tensors are; a second call's too.
+    """Output and buffers equal those of the plain module with the masked weights and the rest, in
+    training and in evaluation, whatever the model's own tensors are, and in a second call.
     """
     context = context.of(case)._replace(train=train)
     model, state, inputs = network_in(context, case)
@@ -121,8 +122,9 @@ def test_equals_the_plain_module(case: str, train: bool, context: Network) -> No
 @few()
 @given(context=networks)
 def test_modifies_nothing(case: str, train: bool, context: Network) -> None:
-    """Model, inputs, weights, scores, rest and, but for dropout, global random state stay as they
-    are; in training batch-norm statistics move in the buffers passed, in evaluation not even those.
+    """Model, inputs, weights, scores and rest stay as they are, and, but for dropout, so does the
+    global random state. In training, batch-norm statistics move in the buffers passed; in
+    evaluation not even those.
     """
     context = context.of(case)._replace(train=train)
     model, state, inputs = network_in(context, case)
@@ -220,8 +222,8 @@ def test_materialize(case: str, context: Network, dtype: torch.dtype) -> None:
 @few()
 @given(context=networks)
 def test_arguments_reach_the_model(case: str, context: Network) -> None:
-    """Positional and keyword arguments, of whatever name but density, are those of the model's
-    forward; so is what it returns, once its hooks have seen it, and its gradient.
+    """Positional and keyword arguments, of whatever name but density, reach the model's forward.
+    What it returns, once its hooks have seen it, is returned, with its gradient.
     """
     context = context.of(case)
     part, x = model_in(context, case)
@@ -250,8 +252,8 @@ def test_arguments_reach_the_model(case: str, context: Network) -> None:
 @few()
 @given(context=networks, dtype=dtypes)
 def test_memory_format_and_frozen_rest(case: str, context: Network, dtype: torch.dtype) -> None:
-    """init keeps a model's memory format, and frozen what was frozen of the rest; the scores are
-    trained, even those of a frozen weight.
+    """init keeps a model's memory format, and what is frozen in the rest stays frozen. The scores
+    are trained, even those of a frozen weight.
     """
     context = context.of(case)._replace(dtype=dtype)
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -282,8 +284,8 @@ HOOKED = {
 @few()
 @given(context=networks)
 def test_materialize_goes_by_name(case: str, context: Network) -> None:
-    """A model whose state_dict is made of copies, or has other names, as hooks and wrappers do, or
-    has extra state, is materialised too, tied tensors under each name, the extra state as it is.
+    """A model is materialised even if its state_dict is made of copies or has other names, as with
+    hooks and wrappers, or has extra state: tied tensors under each name, the extra state as it is.
     """
     context = context.of(case).finite()
     model = (
@@ -391,8 +393,9 @@ HELD = {
 @few()
 @given(context=networks)
 def test_model_holds_the_same_objects(case: str, context: Network) -> None:
-    """Every attribute of the model holds the same tensor afterwards, also where a module or tensor
-    has several names, forward sets a buffer that was None, or forward raises; a second call works.
+    """After a call every attribute of the model holds the same tensor as before, even if a module
+    or tensor has several names, forward sets a buffer that was None, or forward raises. A second
+    call works.
     """
     context, density = context.of(case).finite(), context.density
     if case in HELD:
@@ -421,8 +424,9 @@ def test_model_holds_the_same_objects(case: str, context: Network) -> None:
 @few()
 @given(context=networks)
 def test_layers_left_out(case: str, context: Network) -> None:
-    """init masks the shapes that it is given, a part of the model's, filled as alone in it; all
-    other parameters are rest, which runs, trains and is materialised; other shapes are refused.
+    """init masks the shapes that it is given, a subset of the model's, filled as if they were
+    alone. All other parameters are rest, which runs, trains and is materialised. Other shapes are
+    refused.
     """
     context = context.of(case)
     model, inputs = model_in(context, case)

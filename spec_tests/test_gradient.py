@@ -116,7 +116,7 @@ def test_straight_through_in_every_layer(
     scores: Tensor, density: float, seed: int, twice: bool, beside: Shapes
 ) -> None:
     """In a layer of any shape, dtype and layout, beside others, weights are masked and scores get
-    the gradient times weight and sign of the score, at the values that they have at the call.
+    the gradient times weight and sign of the score, by their values at the time of the call.
     """
     weight, upstream = (random_scores(scores.shape, seed + i, scores.dtype) for i in (1, 2))
     weights = {"first": torch.ones(2, 3), "layer": weight, "last": torch.ones(3, 2)}
@@ -142,7 +142,7 @@ def test_straight_through_in_every_layer(
 @few()
 @given(context=networks)
 def test_training_moves_scores_and_rest_only(case: str, context: Network) -> None:
-    """A training step moves the scores and the rest; the filled weights get no gradient and keep
+    """A training step moves the scores and the rest. The filled weights get no gradient and keep
     their bits, and so does the prototype that they came from.
     """
     # So that a gradient reaches every layer, and is large enough to move it.
@@ -199,7 +199,7 @@ def test_rest_gets_plain_gradients(case: str, context: Network) -> None:
 def test_apply_mask_does_not_freeze_weights(
     scores: Tensor, seed: int, density: float, trained: bool
 ) -> None:
-    """Weights that want a gradient get it, times the mask: freezing is done by filling alone."""
+    """Weights that require a gradient get it, times the mask: filling alone freezes them."""
     scores.requires_grad_(trained)
     weights = {n: random_scores(scores.shape, seed + i, scores.dtype) for i, n in enumerate("abc")}
     upstream = random_scores(scores.shape, seed // 5, scores.dtype)

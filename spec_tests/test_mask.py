@@ -77,7 +77,9 @@ def assert_keeps_largest(scores: Tensor, density: float) -> None:
 @example(TRUNCATED[5])
 @under(MODES, every=True)
 def test_kept_count(drawn: tuple[int, float]) -> None:
-    """Kept are ceil(density * n), the density rounded to 12 decimals, and at least one."""
+    """A layer keeps ceil(density * n) weights, the density rounded to 12 decimals, and at least
+    one.
+    """
     numel, density = drawn
     assert pemn.kept(numel, density) == oracle.kept(numel, density)
 
@@ -106,7 +108,7 @@ def test_mask_keeps_that_many(scores: Tensor, density: float) -> None:
 @example(torch.tensor([0.3, -0.1]), 0.5)  # 1 + 0.3 - 0.3 is 0.99999994
 @under(MODES)
 def test_largest_magnitudes_are_kept(scores: Tensor, density: float) -> None:
-    """Kept are the largest |score| of the layer, whatever the sign."""
+    """A layer keeps the weights with the largest |score|, whatever the sign."""
     assert_keeps_largest(scores, density)
 
 
@@ -136,8 +138,8 @@ def test_ties_drop_the_earlier(scores: Tensor, density: float) -> None:
 @example(torch.tensor([65504.0, 65472.0, 6e-8, 0.0], dtype=torch.float16), 0.25)
 @under(MODES, every=True)
 def test_special_values(scores: Tensor, density: float) -> None:
-    """NaN ranks as infinite; infinite and the largest finite scores by their size, subnormal ones
-    too, or as 0 all of them where the machine flushes them.
+    """NaN ranks as infinite. Infinite and very large scores rank by their size, and so do subnormal
+    ones, or all of them as 0 where the machine flushes them.
     """
     subnormal = scores.abs() < torch.finfo(scores.dtype).tiny
     assert_oracle_mask(scores, density, scores.where(~subnormal, 0))
@@ -155,8 +157,8 @@ def test_special_values(scores: Tensor, density: float) -> None:
 def test_memory_format_does_not_matter(
     seed: int, density: float, dtype: torch.dtype, kind: str, size: tuple[int, ...]
 ) -> None:
-    """The mask of channels_last, transposed, strided and expanded scores of any rank is that of
-    equal contiguous ones, exactly 0.0 or 1.0.
+    """Scores in channels_last, transposed, strided or expanded, of any rank, have the mask of equal
+    contiguous ones, exactly 0.0 or 1.0.
     """
     scores = KINDS[kind](random_scores(size, seed, dtype))
     wide = KINDS[kind](random_scores((*size[:-1], 2 * size[-1]), seed, dtype))
@@ -171,7 +173,7 @@ def test_memory_format_does_not_matter(
 )
 @under(MODES, every=True)
 def test_mask_of_a_mask(scores: Tensor, density: float) -> None:
-    """A mask taken as scores gives itself, so that a stored mask can stand for the scores."""
+    """A mask used as scores gives itself, so that a stored mask can stand for the scores."""
     mask = pemn.score_mask(scores, density=density)
     assert torch.equal(pemn.score_mask(mask, density=density), mask)
 
@@ -180,8 +182,8 @@ def test_mask_of_a_mask(scores: Tensor, density: float) -> None:
 @given(layers=many_layers(), density=fractions)
 @under(MODES)
 def test_masks_are_per_layer(layers: Layers, density: float) -> None:
-    """apply_mask multiplies each weight by the mask of its own scores: each layer keeps its share,
-    however large the scores of another; dtype and shape stay the weight's, not the scores'.
+    """apply_mask multiplies each weight by the mask of its own scores. Each layer keeps its share,
+    however large another's scores are; dtype and shape are the weight's, not the scores'.
     """
     weights, scores = layers
     for part in (density, 1 - density / 2, density):
@@ -197,8 +199,8 @@ def test_masks_are_per_layer(layers: Layers, density: float) -> None:
 @given(scores=layers(), density=fractions)
 @under(MODES)
 def test_mask_follows_the_scores(scores: Tensor, density: float) -> None:
-    """Masks are made from the scores and the density as they are now, changed in whatever way, and
-    making one changes no score.
+    """Masks follow the scores and the density as they are now, however they were changed, and
+    making a mask changes no score.
     """
     before = scores.clone()
     pemn.score_mask(scores, density=density)
@@ -215,8 +217,8 @@ def test_mask_follows_the_scores(scores: Tensor, density: float) -> None:
 @given(layers=many_layers(), drawn=st.lists(fractions, min_size=6, max_size=6))
 @under(MODES)
 def test_density_of_each_layer(layers: Layers, drawn: list[float]) -> None:
-    """A density for each layer, by name and in any order, is that of its mask; one that lacks a
-    layer or names another is refused, and the layer named.
+    """A density for each layer, by name and in any order, applies to that layer's mask. A mapping
+    that lacks a layer or names another is refused, and the layer named.
     """
     weights, scores = layers
     density = dict(zip(reversed(weights), cycle(drawn), strict=False))

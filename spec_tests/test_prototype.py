@@ -93,8 +93,9 @@ def test_length_is_floor_plus_one(drawn: tuple[int, float]) -> None:
 @example(LONG, Drawn("rp", 1e-2), 0)  # 201 of the largest, 402 of all
 @under(MODES)
 def test_one_prototype_per_group(shapes: Shapes, strategy: Drawn, seed: int) -> None:
-    """mask has a prototype per weight, one_layer one per shape, mp and rp one; each has the length
-    for the largest weight that it fills, and all are finite float32 on the CPU without gradient.
+    """mask has one prototype per weight, one_layer one per shape, mp and rp a single one. Each has
+    the length for the largest weight that it fills, and all are finite float32 on the CPU without
+    gradient.
     """
     name, ratio = strategy
     prototype = pemn.make_prototype(shapes, strategy.value, seed=seed)
@@ -131,7 +132,9 @@ def test_values_are_kaiming_normal_of_the_largest(
 @given(seed=seeds, shapes=ranks())
 @under(MODES)
 def test_own_values_are_kaiming_normal_of_their_layer(seed: int, shapes: Shapes) -> None:
-    """Under mask and one_layer a layer's values are normal with std sqrt(2 / fan_in) of its own."""
+    """Under mask and one_layer, a layer's values are normal with std sqrt(2 / fan_in) of that
+    layer.
+    """
     for strategy in (pemn.mask, pemn.one_layer):
         prototype = pemn.make_prototype(shapes, strategy, seed=seed)
         weights = pemn.fill_weights(prototype, shapes, strategy)
@@ -150,8 +153,8 @@ def test_own_values_are_kaiming_normal_of_their_layer(seed: int, shapes: Shapes)
 @example({"a.weight": torch.Size([4, 5])}, Drawn("rp", 0.1), 0, range(32))
 @under(MODES)
 def test_seed_decides(shapes: Shapes, strategy: Drawn, seed: int, bits: Sequence[int]) -> None:
-    """The same seed gives the same bits of prototypes and scores, another seed other values, in
-    whichever of its lower 32 bits it differs.
+    """The same seed gives the same bits of prototypes and scores. Another seed gives other values,
+    whichever of its lower 32 bits differs.
     """
 
     def drawn(seed: int) -> list[Tensor]:
@@ -169,7 +172,7 @@ def test_seed_decides(shapes: Shapes, strategy: Drawn, seed: int, bits: Sequence
 @given(shapes=shape_sets, ratio=fractions, seed=seeds)
 @under(MODES)
 def test_rp_is_a_prefix_of_mp(shapes: Shapes, ratio: float, seed: int) -> None:
-    """The prototype of rp is the beginning of mp's at the same seed, and at ratio 1 all of it."""
+    """The prototype of rp is a prefix of mp's at the same seed, and at ratio 1 all of it."""
     (longest,) = pemn.make_prototype(shapes, pemn.mp, seed=seed).values()
     (values,) = pemn.make_prototype(shapes, pemn.rp(ratio), seed=seed).values()
     assert torch.equal(values, longest[: len(values)])
@@ -181,7 +184,9 @@ def test_rp_is_a_prefix_of_mp(shapes: Shapes, ratio: float, seed: int) -> None:
 @given(seed=seeds, shapes=ranks())
 @under(MODES)
 def test_weights_and_scores_are_independent(seed: int, shapes: Shapes) -> None:
-    """At one seed weight and score of a position do not depend on each other, nor do magnitudes."""
+    """At one seed, the weight and the score of a position are independent, and so are their
+    magnitudes.
+    """
     strategy = pemn.mask
     weights = pemn.fill_weights(pemn.make_prototype(shapes, strategy, seed=seed), shapes, strategy)
     scores = pemn.init_scores(shapes, seed=seed)
@@ -196,7 +201,7 @@ def test_weights_and_scores_are_independent(seed: int, shapes: Shapes) -> None:
 @given(shapes=shape_sets, strategy=strategies(), seed=seeds)
 @under(MODES)
 def test_global_random_state_is_untouched(shapes: Shapes, strategy: Drawn, seed: int) -> None:
-    """Drawing neither reads nor moves the caller's global random state, torch's or another."""
+    """Drawing neither uses nor changes the caller's global random state, torch's or another."""
     results = []
     for state in (1, 2):
         with torch.random.fork_rng(devices=[]):
@@ -213,7 +218,7 @@ def test_global_random_state_is_untouched(shapes: Shapes, strategy: Drawn, seed:
 @given(seed=seeds, shapes=ranks())
 @under(MODES)
 def test_scores_are_uniform(seed: int, shapes: Shapes) -> None:
-    """Scores are uniform within ±1 / sqrt(fan_in) of each layer's own."""
+    """Scores are uniform within ±1 / sqrt(fan_in) of their own layer."""
     scores = pemn.init_scores(shapes, seed=seed)
     for name in RANKS.keys() & shapes.keys():
         bound = 1 / math.sqrt(math.prod(shapes[name][1:]))
@@ -226,7 +231,9 @@ def test_scores_are_uniform(seed: int, shapes: Shapes) -> None:
 @given(repeated=repeated_shape_sets(), tiny=tiny_layers(), seed=seeds)
 @under(MODES)
 def test_every_weight_has_scores_of_its_own(repeated: Shapes, tiny: Shapes, seed: int) -> None:
-    """Every weight has finite float32 scores of its shape, drawn apart even where shapes agree."""
+    """Every weight has finite float32 scores of its shape, drawn separately even where shapes
+    agree.
+    """
     shapes = {**repeated, **tiny}
     scores = pemn.init_scores(shapes, seed=seed)
     assert {name: s.shape for name, s in scores.items()} == shapes
@@ -241,7 +248,7 @@ def test_every_weight_has_scores_of_its_own(repeated: Shapes, tiny: Shapes, seed
 @given(seed=seeds, shapes=ranks(min_size=2))
 @under(MODES)
 def test_prototypes_are_drawn_apart(seed: int, shapes: Shapes) -> None:
-    """The prototypes of two groups do not depend on each other."""
+    """The prototypes of two groups are independent."""
     first = next(name for name in shapes if name in RANKS)
     shapes = {**shapes, "twin.weight": shapes[first]}
     for strategy in ("mask", "one_layer"):
@@ -256,8 +263,8 @@ def test_prototypes_are_drawn_apart(seed: int, shapes: Shapes) -> None:
 @given(seed=seeds, shapes=ranks(min_size=2))
 @under(MODES)
 def test_neighbouring_seeds_share_no_stream(seed: int, shapes: Shapes) -> None:
-    """What neighbouring seeds draw does not depend on each other, whatever layer and group it is
-    for: no group draws with seed + i.
+    """What neighbouring seeds draw is independent, for every layer and group: no group draws with
+    seed + i.
     """
     for draw in (
         partial(pemn.make_prototype, shapes, pemn.mask),
@@ -273,8 +280,8 @@ def test_neighbouring_seeds_share_no_stream(seed: int, shapes: Shapes) -> None:
 
 @clause("P14", "SHOULD", since="1.1")
 def test_another_process_draws_the_same() -> None:
-    """A seed gives the same bits in another process, where texts have other hashes and something
-    else was drawn before.
+    """A seed gives the same bits in another process, with other string hashes and after other
+    draws.
     """
     assert digest_elsewhere() == digest()
 

@@ -50,7 +50,7 @@ PAPER = [
 
 @clause("S1")
 def test_percentages_of_the_paper() -> None:
-    """The compressions that the paper plots come out of 1 - (N + 32 U) / (32 N), to 0.01 point."""
+    """1 - (N + 32 U) / (32 N) gives the compressions that the paper plots, to 0.01 point."""
     for shapes, weights, percents in PAPER:
         for ratio, percent in percents.items():
             strategy = pemn.mp if ratio == 1 else pemn.rp(ratio)
@@ -139,8 +139,8 @@ def test_others_count_at_their_width(dtype: torch.dtype, shapes: Shapes, drawn: 
 @given(shapes=shape_sets, strategy=strategies())
 @under(MODES)
 def test_whole_model_is_not_known_from_shapes(shapes: Shapes, strategy: Drawn) -> None:
-    """Without the other tensors nothing is said of the whole model; with none at all it is what the
-    paper counts.
+    """Without the other tensors nothing is said about the whole model; with an empty list it is
+    what the paper counts.
     """
     assert pemn.storage(shapes, strategy.value).whole is None
     cost = pemn.storage(shapes, strategy.value, [])

@@ -145,7 +145,7 @@ def test_vmap_over_masks(scores: Tensor, seed: int, density: float, lying: int) 
 @few()
 @given(context=networks)
 def test_vmap_over_networks(case: str, train: bool, context: Network) -> None:
-    """Networks whose scores and buffers are stacked run under vmap as one by one, and move their
+    """Networks with stacked scores and buffers run under vmap as they do one by one, and move their
     batch-norm statistics alike.
     """
     context = context.of(case)._replace(train=train)
@@ -176,8 +176,8 @@ def test_vmap_over_networks(case: str, train: bool, context: Network) -> None:
 @few()
 @given(context=networks)
 def test_func_grad(case: str, context: Network) -> None:
-    """torch.func.grad and jacrev, alone and under vmap, give the gradients of backward, and some in
-    every layer.
+    """torch.func.grad and jacrev, alone and under vmap, give the gradients of backward, and in
+    every layer one that is not zero.
     """
     kinds = ("large", "tied", "positive", "negative", "normal")
     # In training the statistics would have to be stacked, as in X2.
@@ -220,8 +220,8 @@ def test_compiled_masks() -> None:
 @quiet
 @pytest.mark.parametrize("train", [True, False])
 def test_compiled_loss(train: bool) -> None:
-    """The masked loss compiled with fullgraph, and its gradients by backward, by func.grad compiled
-    and, in evaluation, by vmap of func.grad compiled, are those of eager, and not zero.
+    """The masked loss compiled with fullgraph equals eager, and so do its gradients by backward, by
+    func.grad compiled and, in evaluation, by vmap of func.grad compiled. They are not zero.
     """
     torch.compiler.reset()
     model = small(0).train(train)
@@ -394,7 +394,7 @@ def in_double(context: Network, case: str) -> tuple[Callable[..., Tensor], list[
 @few()
 @given(context=networks)
 def test_meta_device(case: str, context: Network) -> None:
-    """On the meta device shapes, storage, init and forward need no values and no other device."""
+    """On the meta device, shapes, storage, init and forward need no values and no other device."""
     context = context.of(case)
     real, at_hand = model_in(context, case)
     model, inputs = model_in(context, case, "meta")
@@ -418,8 +418,8 @@ def test_meta_device(case: str, context: Network) -> None:
 @few()
 @given(context=networks)
 def test_attention_fast_path(no_grad: bool, context: Network) -> None:
-    """In evaluation attention takes torch's fused path without gradients, the plain one with them;
-    the output is that of the plain module on either.
+    """In evaluation attention takes torch's fused path without gradients and the plain one with
+    them. On either the output is that of the plain module.
     """
     context = context.of(f"without gradients: {no_grad}")._replace(train=False)
     model, inputs = model_in(context, "attention")
