@@ -475,7 +475,11 @@ def same_draws(mode: str = "as usual") -> Iterator[None]:
 
 def assert_alike(model: nn.Module, got: Any, expected: Any, mode: str = "as usual") -> None:
     """Equal, as far as the dtypes of a model reach."""
-    torch.testing.assert_close(got, expected, **close_for(model, mode))
+    close = close_for(model, mode)
+    if isinstance(expected, Tensor) and expected.numel():
+        # Where a sum cancels, its error is that of its largest terms.
+        close["atol"] *= max(1.0, float(expected.detach().abs().max()))
+    torch.testing.assert_close(got, expected, **close)
 
 
 def assert_equals_plain(

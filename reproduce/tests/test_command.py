@@ -90,7 +90,7 @@ def test_help_loads_no_torch(tmp_path: Path) -> None:
         ("run --strategy MP", "did you mean mp?"),
         ("run --strategy rp_1e-9", "only dense, mask, one_layer, mp, rp_1e-1, rp, rp_1e-2"),
         ("plan --all --strategy x", "only dense, mask, one_layer, mp, rp_1e-1, rp, rp_1e-2"),
-        ("run --dataset CIFAR10", "--study cifar10-small or paper has that"),
+        ("run --dataset CIFAR10", "--study cifar10-small or paper or frontier-cifar10 has that"),
         ("run --study cifar10", "did you mean cifar10-small?"),
         ("plan --only 000000000000", "plan with one model and one dataset lists"),
         ("run digits", "--model, --strategy, --dataset and --only choose cells"),
