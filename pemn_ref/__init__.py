@@ -1,7 +1,7 @@
 """Parameter-Efficient Masking Networks (Bai et al., NeurIPS 2022): the reference.
 
 A small random prototype fills every convolution and linear weight of a network and is never
-trained. One score per weight is learned, and the weights with the largest scores are kept:
+trained. One score per weight is learned, and each layer keeps the weights of largest |score|:
 
     shapes -> prototype -> weights        make_prototype, fill_weights
     scores -> masks                       apply_mask

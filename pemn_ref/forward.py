@@ -98,9 +98,9 @@ def by_place(model: nn.Module, tensors: Tensors) -> dict[str, Any]:
 def places(model: nn.Module) -> dict[str, str | None]:
     """Each attribute that can hold a tensor -> the name of its tensor in a state.
 
-    A tied tensor appears once per attribute, and no more often if its module has several names.
-    ``functional_call`` swaps an attribute once for each name it is given, and if it looks for ties
-    itself it puts the wrong tensor back. An attribute that is None maps to None, so that what
+    A tensor that two modules share appears twice, once for each. A module that has two names
+    appears once: ``functional_call`` would swap its tensors once per name and, since it looks for
+    ties itself, put the wrong one back. An attribute that is None maps to None, so that what
     forward stores there does not stay in the model.
     """
     parameters = {own: name for name, own in model.named_parameters()}

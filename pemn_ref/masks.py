@@ -1,4 +1,4 @@
-"""The mask: one score per weight is learned, and each layer keeps the largest (edge-popup)."""
+"""The mask: a score per weight is learned, and each layer keeps the largest |score|s."""
 
 import math
 
@@ -42,8 +42,8 @@ def init_scores(shapes: Shapes, *, seed: int) -> dict[str, Tensor]:
 def kept(numel: int, density: float) -> int:
     """How many weights a layer keeps: ``max(1, ceil(density * numel))``.
 
-    The density is rounded to 12 decimals and the rest is done in integers (ours). In floating
-    point a weight is sometimes lost, as in the released code. Integers also compile.
+    The density is rounded to 12 decimals and the rest is done in integers (ours). Floating point
+    sometimes keeps one weight too many, as the released code does. Integers also compile.
 
     Raises:
         ValueError: if ``numel`` is not positive or ``density`` lies outside (0, 1].

@@ -90,7 +90,7 @@ def run(
         typer.Option(min=1, max=MOST, help="A shortened run; its rows carry their own cell id."),
     ] = None,
     max_minutes: Annotated[
-        float | None, typer.Option(min=0, help="Stop at a checkpoint after so long.")
+        float | None, typer.Option(min=0, help="Write a checkpoint and stop after so many minutes.")
     ] = None,
     device: DeviceName = None,
     data: Data = None,
@@ -199,7 +199,7 @@ def plan(
     """List what run would train, what is done, and what the rest costs on this device.
 
     Runs that are begun or failed have a line each, and every run has one where only one model on
-    one dataset is asked for. What is measured is said on stderr. Nothing is trained.
+    one dataset is asked for. stderr says what is being measured. Nothing is trained.
     """
     load_torch()
     from reproduce.data.datasets import folder
@@ -235,7 +235,7 @@ def check(
     data: Data = None,
     out: Out = Path("runs"),
 ) -> None:
-    """Look whether the device, the data and the folder can be trusted with a study.
+    """Check that the device, the data and the folder are ready for a study.
 
     One line a point. run does the same before it trains cells of the paper. Exit codes: 0 all is
     well, 2 bad input or files, 3 a point failed.
@@ -332,7 +332,7 @@ def table(
     only: Ids = None,
     ledger: Shown = None,
 ) -> None:
-    """Print accuracy and size of what has rows in --ledger, beside what the paper reports.
+    """Print accuracy and size of all cells with rows in --ledger, beside the paper's values.
 
     Of a study that is named, every cell, measured or not.
     """
@@ -371,7 +371,7 @@ def figures(
     ledger: Shown = None,
     out: Annotated[Path | None, typer.Option(help="Folder to draw into; else --ledger.")] = None,
 ) -> None:
-    """Draw the figures of what has rows in --ledger, and write README.md with all tables.
+    """Draw the figures of all cells with rows in --ledger, and write README.md with all tables.
 
     The paper's figures have ours beside its values.
     """

@@ -34,7 +34,9 @@ Data = Annotated[
 DeviceName = Annotated[
     str | None, typer.Option(help="cpu, cuda or cuda:N; else the best that is present.")
 ]
-_STUDIES_HELP = "digits, frontier, cifar10-small (hours on a CPU) or paper (days on a GPU)"
+_STUDIES_HELP = (
+    "digits, frontier, cifar10-small (hours on a CPU) or paper (13 hours or more on a GPU)"
+)
 StudyName = Annotated[str, typer.Option(help=f"{_STUDIES_HELP}.")]
 ShownName = Annotated[
     str | None,
@@ -42,7 +44,7 @@ ShownName = Annotated[
         "--study", help=f"{_STUDIES_HELP}, measured or not; else those that have rows in --ledger."
     ),
 ]
-All = Annotated[bool, typer.Option("--all", help="The same as --study paper.")]
+All = Annotated[bool, typer.Option("--all", help="The paper's CIFAR cells: --study paper.")]
 Models = Annotated[
     list[str] | None,
     typer.Option("--model", help="Only this one, such as vit or resnet32; may be repeated."),
@@ -61,7 +63,7 @@ Datasets = Annotated[
 ]
 Ids = Annotated[
     list[str] | None,
-    typer.Option("--only", help="Only the cell of this id, as its runs have it; may be repeated."),
+    typer.Option("--only", help="Only the cell with this id, as in its rows; may be repeated."),
 ]
 Seeds = Annotated[
     int | None,

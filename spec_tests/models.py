@@ -475,6 +475,11 @@ def same_draws(mode: str = "as usual") -> Iterator[None]:
 
 def assert_alike(model: nn.Module, got: Any, expected: Any, mode: str = "as usual") -> None:
     """Equal, as far as the dtypes of a model reach."""
+    if isinstance(expected, dict):
+        assert got.keys() == expected.keys()
+        for name in expected:
+            assert_alike(model, got[name], expected[name], mode)
+        return
     close = close_for(model, mode)
     if isinstance(expected, Tensor) and expected.numel():
         # Where a sum cancels, its error is that of its largest terms.

@@ -23,21 +23,20 @@ _LEGEND = (
     "95 %: half the width of the 95 % interval of that mean, by Student's t over the seeds; of one"
     " seed there is none",
     "best: mean of each seed's best epoch on the same images: not a result, only for comparison",
-    "saved: in %, bits of the float32 weights by the paper's accounting (a bit for each weight of a"
-    " layer, 32 for each unique value), which leaves out all that is not masked (normalisation,"
-    " biases, tokens, buffers), and of the whole model, which counts it",
+    "saved, paper: how many % smaller the maskable weights become, at 1 bit per weight and 32 per"
+    " unique value; saved, whole: the same for the whole model, with normalisation, biases, tokens"
+    " and buffers at full size",
     "bytes: of the file of one network, header included; a dense or pruned one is an ordinary file,"
     " with its zeros",
     "unique, saved and bytes are counted where nothing is measured: they do not depend on training",
     "control: the masks of mp at random, only what is not masked trained",
 )
 _PAPER_LEGEND = (
-    "paper's best: what the paper plots, as far as it says one run, at its best epoch on the test"
-    " set",
+    "paper's best: the value that the paper plots, apparently one run at its best test epoch",
     "best - paper's: in points; not shown below 100 columns",
-    "saved, plot: as the paper plots it, one value a model whatever the dataset; of a pruned"
-    " network it is the share of weights removed and leaves out the bit a weight that says which"
-    " are kept, which the columns beside it count",
+    "saved, plot: the value in the paper's figure, one for each model; of a pruned network it is"
+    " the share of weights removed, and our other two columns also count the bit per weight that"
+    " says which are kept",
 )
 
 
@@ -120,8 +119,8 @@ def _notes(summaries: Sequence[Summary], rows: Sequence[Row], names: dict[str, s
         errors = sorted(images_error(fmean(s.last), s.held_out) for s in done)
         span = dict.fromkeys(f"{error:.1f}" for error in (errors[0], errors[-1]))
         notes.append(
-            f"{done[0].held_out:,} images held out: their number alone gives an accuracy a standard"
-            f" error of {' to '.join(span)} points, which more seeds do not lessen"
+            f"with {done[0].held_out:,} images held out the sampling error of an accuracy alone is"
+            f" {' to '.join(span)} points (standard error); more seeds do not reduce it"
         )
     return notes + notes_of(rows, names)
 

@@ -191,7 +191,7 @@ figure.savefig(OUT / "4-scores-and-mask.png", dpi=150)
 # <details><summary>Answer</summary>
 #
 # The two that were dropped. The gradient is weight x sign(score), (1, -2, 3, -4); the scores
-# become (1, 0, -5.5, 7), and the last two are the largest.
+# become (1, 0, -5.5, 7), and the last two have the largest |score|.
 #
 # </details>
 
@@ -276,8 +276,7 @@ figure.savefig(OUT / "5-training.png", dpi=150)
 #
 # <details><summary>Answer</summary>
 #
-# Nearly half of the bits: two masks that have nothing in common differ in half. And not one
-# weight.
+# Nearly half of the bits, as many as in two independent random masks. And not one weight.
 #
 # </details>
 
@@ -433,9 +432,9 @@ figure.suptitle("How many weights to keep? One training each")
 figure.savefig(OUT / "7-density.png", dpi=150)
 
 # %% [markdown]
-# Half is best here too, and accuracy falls to both sides as the number of masks does. (One
-# training each: a seed moves a result by some points.) At density 1 nothing is chosen and only the
-# rest is trained. So the paper keeps half in every layer, and so do all masked cells of
+# In this one run half comes out best, and accuracy falls to both sides as the number of masks does.
+# (One training each: a seed moves a result by some points.) At density 1 nothing is chosen and only
+# the rest is trained. So the paper keeps half in every layer, and so do all masked cells of
 # `reproduce`.
 #
 # **Exercise 7.** A layer has 100 weights. How many bits is the choice of 50 of them worth, and how
@@ -517,7 +516,7 @@ figure.savefig(OUT / "8-unique-values.png", dpi=150)
 
 # %% [markdown]
 # One seed and 500 images cannot separate results less than about 4 percentage points
-# apart. The README has three seeds of another recipe, trained for longer.
+# apart. The page of results has three seeds of another recipe, trained for longer.
 #
 # **Exercise 8.** The control has learned no mask and has random weights, and yet it is far above
 # the 10 % of guessing. What was trained?

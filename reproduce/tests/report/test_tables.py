@@ -165,8 +165,9 @@ def test_notes_say_what_was_measured_with_what() -> None:
     mp, rp = DIGITS.chosen(strategies=["mp", "rp_1e-1"]).cells
     notes = make_table(ON_DIGITS, [row_of(mp), row_of(rp, accuracy=0.9)]).notes
     assert notes == [
-        "500 images held out: their number alone gives an accuracy a standard error of 1.3 to 2.2"
-        " points, which more seeds do not lessen",  # sqrt(90 * 10 / 500), sqrt(50 * 50 / 500)
+        # sqrt(90 * 10 / 500), sqrt(50 * 50 / 500)
+        "with 500 images held out the sampling error of an accuracy alone is 1.3 to 2.2 points"
+        " (standard error); more seeds do not reduce it",
         "runs: 2; 60.0 min of training; on an abacus, threads: 3, torch 0.0",
     ]
 
