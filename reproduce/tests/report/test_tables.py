@@ -244,7 +244,7 @@ def test_tables_of_the_paper_fit_and_no_number_is_cut_off(width: int) -> None:
     assert len(lines) == len(PAPER.cells)
     assert max(len(line.rstrip()) for line in lines) <= max(80, width // 2)
     assert "…" not in text
-    assert "also count the bit per weight" in " ".join(text.split())
+    assert "the share of weights removed" in " ".join(text.split())
 
 
 def test_every_value_of_the_paper_is_in_a_table() -> None:
