@@ -184,6 +184,9 @@ def forward_with(**changes: dict[str, Tensor]) -> Any:
     return pemn.masked_forward(model, *state, torch.ones(1, 5), density=0.5)
 
 
+WEIGHT = {"weight": torch.ones(2)}
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -207,6 +210,14 @@ def forward_with(**changes: dict[str, Tensor]) -> Any:
         (
             lambda: pemn.maskable_shapes(nn.LazyLinear(3)),
             "weight must be a plain real parameter, not lazy or computed",
+        ),
+        (
+            lambda: pemn.apply_mask(WEIGHT, WEIGHT, density={}),
+            "density must have one value for each masked weight: weight is missing",
+        ),
+        (
+            lambda: pemn.apply_mask(WEIGHT, WEIGHT, density={"weight": 0.5, "bias": 0.5}),
+            "density must have one value for each masked weight: bias is not masked",
         ),
         (lambda: forward_with(scores={}), "scores do not fit the weights: weight is missing"),
         (lambda: forward_with(rest={}), "the state does not fit the model: bias is missing"),
