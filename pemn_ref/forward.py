@@ -98,10 +98,9 @@ def by_place(model: nn.Module, tensors: Tensors) -> dict[str, Any]:
 def places(model: nn.Module) -> dict[str, str | None]:
     """Each attribute that can hold a tensor -> the name of its tensor in a state.
 
-    A tensor that two modules share appears twice, once for each. A module that has two names
-    appears once: ``functional_call`` would swap its tensors once per name and, since it looks for
-    ties itself, put the wrong one back. An attribute that is None maps to None, so that what
-    forward stores there does not stay in the model.
+    A tensor that two modules share appears twice, once for each. A module with two names appears
+    once: ``functional_call`` would swap its tensors twice, and put the wrong one back. An attribute
+    that is None maps to None. So what forward stores there does not stay in the model.
     """
     parameters = {own: name for name, own in model.named_parameters()}
     buffers = {own: name for name, own in model.named_buffers()}
