@@ -239,8 +239,8 @@ Each row is one training step at the recipe's batch size.
 
 Counted with PyTorch's fake tensors, which have shapes but no values:
 
-- An operation is one launch. A view needs none, top-k of 20,000 values 21, a cumulative sum 3, and the
-  fused optimizer one for every 36 tensors (AdamW, Adam) or 48 (SGD).
+- An operation is one launch. A view needs none, top-k of 20,000 values 21, a cumulative sum 3, and
+  the fused optimizer one for every 36 tensors (AdamW, Adam) or 48 (SGD).
 - The forward pass is in bfloat16, as on a GPU, with the flash kernel for attention. The backward
   pass is counted in float32, its bytes scaled like the forward pass's, with one more launch for
   each cast.
