@@ -30,7 +30,7 @@ from reproduce.study.cells import Cell
 from reproduce.study.recipes import Recipe
 from reproduce.training.device import Device
 from reproduce.training.networks import make_model, make_network, network_of
-from reproduce.training.step import Step
+from reproduce.training.step import Trial, make_trial
 
 # They launch no kernel although they are not views.
 _FREE = {"_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
@@ -189,11 +189,11 @@ GPU = _Fake(torch.device("cuda", 0), "none", bfloat16=True)
 _OTHER = _Fake(torch.device("lazy", 0), "none", bfloat16=False)
 
 
-def fake_step(cell: Cell, device: Device) -> Step:
+def fake_step(cell: Cell, device: Device) -> Trial:
     """The step of a cell on a device that need not exist; call it inside ``FakeTensorMode``."""
     with device.torch:
         model = make_model(cell, 0)
-    return Step(cell, network_of(cell, model, 0), cell.recipe.batch, device)
+    return make_trial(cell, network_of(cell, model, 0), cell.recipe.batch, device)
 
 
 @cache
@@ -204,21 +204,25 @@ def count_forward(cell: Cell) -> tuple[Launches, int, list[int]]:
         LeftDeviceError, RuntimeError: as ``count``.
     """
     with FakeTensorMode(), FlashAttention():
-        step = fake_step(cell, GPU)
+        trial = fake_step(cell, GPU)
         kept, arithmetic, launches = Kept(), FlopCounterMode(display=False), Launches(GPU.torch)
         with kept, arithmetic, launches:
-            step.forward()
-        return launches, arithmetic.get_total_flops(), kept.beside(step.network.tensors.values())
+            trial.forward()
+        return (
+            launches,
+            arithmetic.get_total_flops(),
+            kept.beside(trial.step.network.tensors.values()),
+        )
 
 
 def _count_backward(cell: Cell) -> tuple[Launches, Launches]:
     """Count the forward and the backward pass, in float32."""
     alone = torch.autograd.set_multithreading_enabled(False)
     with FakeTensorMode(), FlashAttention(), alone:
-        step = fake_step(cell, _OTHER)
+        trial = fake_step(cell, _OTHER)
         forward, backward = Launches(_OTHER.torch), Launches(_OTHER.torch)
         with forward:
-            loss = step.forward()
+            loss = trial.forward()
         with backward:
             loss.backward()
     return forward, backward
@@ -226,13 +230,13 @@ def _count_backward(cell: Cell) -> tuple[Launches, Launches]:
 
 def _count_optimizer(cell: Cell) -> Launches:
     with FakeTensorMode():
-        step = fake_step(cell, GPU)
-        for tensor in step.network.trained:
+        trial = fake_step(cell, GPU)
+        for tensor in trial.step.network.trained:
             tensor.grad = torch.empty_like(tensor)
         for _ in range(2):  # the first step creates the optimizer's state
             launches = Launches(GPU.torch)
             with launches:
-                step.optimizer.step()
+                trial.step.optimizer.step()
     return launches
 
 

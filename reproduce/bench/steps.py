@@ -17,7 +17,7 @@ from reproduce.study.studies import STUDIES
 from reproduce.training.device import Device
 from reproduce.training.networks import make_model
 from reproduce.training.run import training_batches
-from reproduce.training.step import Step, training_step
+from reproduce.training.step import Trial, training_step
 
 CELLS = (
     STUDIES["paper"]
@@ -39,16 +39,17 @@ def sorted_mask(scores: Tensor, density: float) -> Tensor:
     return mask.reshape(scores.shape) + (magnitude - magnitude.detach())
 
 
-def plain_step(cell: Cell, batch: int, device: Device) -> Step:
+def plain_step(cell: Cell, batch: int, device: Device) -> Trial:
     """A step whose masks are made by the reference, layer by layer."""
-    step = training_step(cell, batch, device, compiled=False)
-    state, density = step.network.state, cell.density
+    trial = training_step(cell, batch, device, compiled=False)
+    network, density = trial.step.network, cell.density
+    state = network.state
     assert state is not None
     assert density is not None
-    step.logits = lambda images: pemn.masked_forward(
-        step.network.model, *state, images, density=density
+    trial.step.logits = lambda images: pemn.masked_forward(
+        network.model, *state, images, density=density
     )
-    return step
+    return trial
 
 
 def augmentation(cell: Cell, batch: int, device: Device) -> Callable[[], object]:

@@ -19,7 +19,7 @@ from reproduce.preflight.cost import kind, learned, measure, size
 from reproduce.preflight.plan import Plan
 from reproduce.preflight.trials import TrialError, compare_numbers, stop_and_resume, train_briefly
 from reproduce.study.cells import Cell
-from reproduce.training.device import Device, open_device
+from reproduce.training.device import Device, Recorder, open_device
 from reproduce.training.program import PROGRAM
 from reproduce.training.step import training_step
 
@@ -136,20 +136,20 @@ def _count_disk(plan: Plan, out: Path) -> str:
 
 
 def _try_largest(cells: Sequence[Cell], device: Device, together: int) -> str:
-    """Compare free memory with two steps of the largest cell; on a CPU, with the counted need."""
+    """Compare free memory with the need of the largest cell: on a CPU counted, else measured."""
     sizes = {cell: size(cell, bfloat16=device.bfloat16) for cell in map(learned, cells)}
     largest = max(sizes, key=lambda cell: sizes[cell].memory)
     free = device.free_memory()
 
-    def two_steps() -> None:
+    def steps() -> None:
         step = training_step(largest, largest.recipe.batch, device, compiled=False)
-        step()
-        step()
+        for _ in range(Recorder.USUAL + 1):
+            step()
 
     what = f"{largest.model.label} on {largest.dataset}"
     less = "choose a smaller one with --model, or a device with more memory"
     try:
-        peak = device.peak_memory(two_steps)
+        peak = device.peak_memory(steps)
     except torch.OutOfMemoryError:
         raise TrialError(f"{what} does not fit in {free / 1e9:.2f} GB: {less}") from None
     counted = sizes[largest]

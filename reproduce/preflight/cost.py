@@ -16,9 +16,8 @@ from reproduce.data.datasets import DATASETS
 from reproduce.memory import out_of_memory
 from reproduce.study.cells import Cell
 from reproduce.training.device import Device
-from reproduce.training.loop import make_optimizer
 from reproduce.training.networks import make_network
-from reproduce.training.step import training_step
+from reproduce.training.step import make_optimizer, training_step
 
 ASSUMPTIONS = (
     "Times come from the fastest of three steps that learn a mask (no other cell takes longer) and"

@@ -4,15 +4,20 @@ import ctypes
 import os
 import platform
 import re
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from torch import Generator, autocast
+from torch import Generator, Tensor, autocast
 
 from reproduce.data.batches import Batch
+
+Gradients = Callable[[Batch], Tensor]
+"""Returns the loss of a batch and fills ``.grad`` of the trained tensors."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,13 @@ class Device:
         """Wait until all work is done; call it before reading a clock."""
         if self.torch.type == "cuda":
             torch.cuda.synchronize(self.torch)
+
+    def runner(self, tensors: Sequence[Tensor]) -> Callable[[Gradients, Batch], Tensor]:
+        """What runs a function again and again that fills ``.grad`` of ``tensors``.
+
+        On a CPU it calls the function; on a GPU see ``Recorder``.
+        """
+        return _call if self._on_cpu else Recorder(tensors)
 
     @property
     def fused(self) -> bool:
@@ -103,6 +115,72 @@ class Device:
     @property
     def _on_cpu(self) -> bool:
         return self.torch.index is None
+
+
+class Recording(NamedTuple):
+    """A CUDA graph with the tensors that it reads and those that it overwrites."""
+
+    graph: torch.cuda.CUDAGraph
+    batch: Batch
+    loss: Tensor
+    gradients: list[Tensor | None]
+
+
+def _call(gradients: Gradients, batch: Batch) -> Tensor:
+    return gradients(batch)
+
+
+class Recorder:
+    """Runs a function as a CUDA graph: the host launches all of its kernels at once.
+
+    A small network has hundreds of kernels, each shorter than its launch. The first calls with
+    batches of a size run as usual, since libraries prepare themselves then; the next one is
+    recorded, and from then on replayed. Each call overwrites the loss that the last one returned.
+    """
+
+    USUAL = 2
+    """How many calls run before one is recorded."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.tensors = tensors
+        self.calls: Counter[torch.Size] = Counter()
+        self.recordings: dict[torch.Size, Recording] = {}
+        self.stream: torch.cuda.Stream | None = None
+
+    def __call__(self, gradients: Gradients, batch: Batch) -> Tensor:
+        """Return the loss and fill ``.grad``; ``gradients`` is the same function each time."""
+        size = batch[0].shape
+        self.calls[size] += 1
+        if self.calls[size] <= self.USUAL:
+            return self._usual(gradients, batch)
+        if size not in self.recordings:
+            self.recordings[size] = self._record(gradients, batch)
+        recording = self.recordings[size]
+        for place, given in zip(recording.batch, batch, strict=True):
+            place.copy_(given)
+        recording.graph.replay()
+        for tensor, gradient in zip(self.tensors, recording.gradients, strict=True):
+            tensor.grad = gradient  # another recording has its own
+        return recording.loss
+
+    def _usual(self, gradients: Gradients, batch: Batch) -> Tensor:
+        """Run on the stream on which to record, as PyTorch's manual asks for."""
+        current = torch.cuda.current_stream()
+        self.stream = self.stream or torch.cuda.Stream()
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            loss = gradients(batch)
+        current.wait_stream(self.stream)
+        return loss
+
+    def _record(self, gradients: Gradients, batch: Batch) -> Recording:
+        graph = torch.cuda.CUDAGraph()
+        images, labels = batch[0].clone(), batch[1].clone()
+        # They run one after the other, so all may use the same memory.
+        pool = next((each.graph.pool() for each in self.recordings.values()), None)
+        with torch.cuda.graph(graph, pool, self.stream):
+            loss = gradients((images, labels))
+        return Recording(graph, (images, labels), loss, [tensor.grad for tensor in self.tensors])
 
 
 def find_device(name: str | None = None) -> torch.device:

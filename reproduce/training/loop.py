@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from msgspec import structs
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from pemn_ref.checks import check_same
 from pemn_ref.prototype import random_stream
@@ -20,6 +19,7 @@ from reproduce.study.recipes import Recipe
 from reproduce.training.checkpoint import Checkpoint
 from reproduce.training.device import Device
 from reproduce.training.networks import Network
+from reproduce.training.step import Step
 
 
 def rate(recipe: Recipe, progress: float) -> float:
@@ -37,21 +37,6 @@ def rate(recipe: Recipe, progress: float) -> float:
             return highest * (1 + math.cos(math.pi * progress)) / 2
         case "steps":
             return highest / 10.0 ** ((progress > 1 / 2) + (progress > 3 / 4))
-
-
-def make_optimizer(
-    recipe: Recipe, tensors: Iterable[Tensor], *, fused: bool
-) -> torch.optim.Optimizer:
-    """The optimizer of a recipe, with all tensors in one group; ``fused`` is the device's."""
-    lr, decay = recipe.learning_rate, recipe.weight_decay
-    match recipe.optimizer:
-        case "adamw":
-            return torch.optim.AdamW(tensors, lr, weight_decay=decay, fused=fused)
-        case "adam":
-            return torch.optim.Adam(tensors, lr, weight_decay=decay, fused=fused)
-        case "sgd":
-            momentum = recipe.momentum
-            return torch.optim.SGD(tensors, lr, momentum, weight_decay=decay, fused=fused)
 
 
 @dataclass
@@ -89,7 +74,8 @@ def train(
         FloatingPointError: if the loss of an epoch, or the network after the last, is not finite.
         Stopped, CheckpointError, OSError: as ``Checkpoint``.
     """
-    optimizer = make_optimizer(recipe, network.trained, fused=device.fused)
+    step = Step(recipe, network, device)
+    optimizer = step.optimizer
     at = _Position(torch.zeros((), device=device.torch), images=0, step=0, seconds=0.0, history=[])
     if checkpoint:
         _resume(checkpoint, network, optimizer, at)
@@ -104,12 +90,7 @@ def train(
                 for group in optimizer.param_groups:
                     group["lr"] = rate(recipe, progress)
                 device.draw_from(random_stream(f"dropout {epoch} {at.step}", seed))
-                with device.mixed_precision():
-                    loss = cross_entropy(network.logits(x), y)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                at.loss += loss.detach() * len(y)
+                at.loss += step((x, y)) * len(y)
                 at.images += len(y)
                 at.seconds = time.perf_counter() - start
                 if checkpoint:

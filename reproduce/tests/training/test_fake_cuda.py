@@ -152,10 +152,10 @@ class Held(TorchDispatchMode):
 def test_memory_is_predicted_for_mixed_precision(label: str) -> None:
     cell = cell_of(label, "mp")
     with FakeTensorMode(), FlashAttention():
-        step = fake_step(cell, GPU)
+        trial = fake_step(cell, GPU)
         held = Held()
         with held:
-            loss = step.forward()
+            loss = trial.forward()
         assert loss.device == GPU.torch
     # The backward pass adds gradients of two feature maps, which the prediction includes.
     assert size(cell, bfloat16=True).activations == pytest.approx(held.peak, rel=0.2)
@@ -177,18 +177,18 @@ PLANTED: dict[str, Callable[[Tensor], object]] = {
 @pytest.mark.parametrize("planted", PLANTED)
 def test_what_leaves_the_device_or_waits_is_found(planted: str) -> None:
     with FakeTensorMode():
-        step = fake_step(cell_of("resnet32", "dense"), GPU)
-        logits = step.logits
+        trial = fake_step(cell_of("resnet32", "dense"), GPU)
+        logits = trial.step.logits
         with Launches(GPU.torch):
-            step.forward()
+            trial.forward()
 
         def with_it(images: Tensor) -> Tensor:
             PLANTED[planted](logits(images))
             return logits(images)
 
-        step.logits = with_it
+        trial.step.logits = with_it
         with pytest.raises(LeftDeviceError), Launches(GPU.torch):
-            step.forward()
+            trial.forward()
 
 
 RECIPES = {

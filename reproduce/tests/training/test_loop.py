@@ -20,8 +20,9 @@ from reproduce.study.cells import PRUNED, Cell, ConvMixer, ResNet, ViT
 from reproduce.study.recipes import CONVMIXER, RESNET, VIT, Recipe
 from reproduce.study.studies import STUDIES
 from reproduce.training.device import open_device
-from reproduce.training.loop import accuracy, make_optimizer, rate, train
+from reproduce.training.loop import accuracy, rate, train
 from reproduce.training.networks import Network, make_model, make_network
+from reproduce.training.step import make_optimizer
 
 DEVICE = open_device("cpu")
 SIZES: dict[str, ConvMixer | ResNet | ViT] = {
