@@ -525,6 +525,7 @@ def assert_straight_through(
             assert_alike(model, scores.grad, straight.to(scores.dtype), mode)
         if weight.requires_grad:
             # Of a weight that was drawn as 0 the product does not show whether it was kept.
+            assert weight.grad is not None, f"no gradient reaches {name}"
             shown = weight.detach() != 0
             kept = plain.get_parameter(name) != 0
             assert_alike(model, weight.grad * shown, gradient * kept, mode)
