@@ -298,7 +298,7 @@ def test_signal_stops_at_a_checkpoint(tmp_path: Path, start: Start, number: int,
     wait_for(mark, child)
     assert child.pid is not None
     os.kill(child.pid, number)
-    errors = f"stopped: all is kept in {out}, the same command goes on there\n"
+    errors = f"stopped: all is kept in {out}, and the same command resumes it\n"
     assert (exit_code(child), logs(tmp_path, 2)) == (code, [errors])
 
     steps = steps_of(out)
