@@ -28,7 +28,7 @@ _LEGEND = (
     " and buffers at full size",
     "bytes: of the file of one network, header included; a dense or pruned one is an ordinary file,"
     " with its zeros",
-    "unique, saved and bytes are counted, not measured: they do not depend on training",
+    "unique, saved and bytes do not depend on training: they are counted where nothing is measured",
     "control: mp with random masks; only what is not masked is trained",
 )
 _PAPER_LEGEND = (
