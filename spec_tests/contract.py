@@ -42,11 +42,11 @@ class Storage(Protocol):
 
     @property
     def bits(self) -> int:
-        """N + 32 U + the bits of all other tensors."""
+        """N + 32 U + the bits of all other tensors, 0 where they were not given."""
 
     @property
     def dense_bits(self) -> int:
-        """32 N + the bits of all other tensors."""
+        """32 N + the bits of all other tensors, 0 where they were not given."""
 
 
 class State(Protocol):
@@ -144,7 +144,10 @@ class Implementation(Protocol):
         density: Density,
         **kwargs: Any,
     ) -> Any:
-        """The model's output. ValueError where names or shapes are not the model's."""
+        """The model's output. ValueError where names or shapes are not the model's.
+
+        Afterwards the model holds the same tensors as before, under each of their names.
+        """
 
     def init(
         self, model: nn.Module, strategy: Any, /, *, seed: int, shapes: Shapes | None = None
@@ -183,4 +186,4 @@ class Implementation(Protocol):
     def storage(
         self, shapes: Shapes, strategy: Any, others: Iterable[Tensor] | None = None, /
     ) -> Storage:
-        """What it costs; ``others`` are rest and persistent buffers."""
+        """What it costs; ``others`` are the tensors of rest and persistent buffers, read once."""

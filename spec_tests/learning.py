@@ -21,12 +21,13 @@ HEAD = '''"""Parameter-Efficient Masking Networks, by me.
 ``python -m spec_tests run --impl {module}`` says what is next.
 
 ``shapes`` maps the name of each maskable weight, as ``model.named_parameters()`` gives it, to its
-shape, in that order. Tensors are keyed by the same names.
+shape, in that order. Tensors are keyed by the same names. Each ValueError names the argument or the
+layer that is wrong, and its value.
 """
 
 from typing import Any, NamedTuple
 
-learning = True  # remove this line for the whole report
+learning = True  # remove this line to judge files, errors and extras, too
 
 '''
 
@@ -68,7 +69,7 @@ STEPS = (
         "transforms",
         ("X*",),
         "all of them, under vmap, grad, jvp, compile and autocast",
-        "spec_tests/examples/eighty_lines.py, a solution; SPEC.md, for files and errors",
+        "spec_tests/examples/eighty_lines.py, a solution",
     ),
 )
 
@@ -120,9 +121,13 @@ def summary(statuses: dict[str, str]) -> list[str]:
     """What is green and what to read about it, and what is next, by the status of each clause."""
     lines: list[str] = []
     for number, step in enumerate(STEPS):
-        here = [status for clause, status in statuses.items() if step_of(clause) == number]
-        if "failed" in here:
-            return [*lines, f"next: {step.name}: {step.names}"]
-        if here:
+        of_step = {clause for clause in all_clauses() if step_of(clause) == number}
+        failed = [c for c, status in statuses.items() if c in of_step and status == "failed"]
+        if failed:
+            again = f"only this clause again: --clause {failed[0]}"
+            return [*lines, f"next: {step.name}: {step.names}", again]
+        if of_step <= statuses.keys():
             lines.append(f"green: {step.name}. To read: {step.reading}")
+    if len(lines) == len(STEPS):
+        lines.append("All steps are green. Remove `learning` to judge files, errors and extras.")
     return lines

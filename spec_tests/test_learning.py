@@ -52,7 +52,17 @@ def test_first_step_that_fails_is_next() -> None:
     assert summary({"P1": "passed", "P2": "failed"}) == [
         f"green: lengths. To read: {STEPS[0].reading}",
         f"next: prototype: {STEPS[1].names}",
+        "only this clause again: --clause P2",
     ]
+
+
+def test_a_step_is_green_once_all_of_its_clauses_passed() -> None:
+    every = {name: "passed" for name in all_clauses() if step_of(name) is not None}
+    assert [line.partition(".")[0] for line in summary(every)] == [
+        *(f"green: {step.name}" for step in STEPS),
+        "All steps are green",
+    ]
+    assert summary({"G1": "passed", "G2": "passed"}) == []
 
 
 def test_grades_up_to_the_first_failure(pytester: pytest.Pytester) -> None:
@@ -70,6 +80,7 @@ def test_grades_up_to_the_first_failure(pytester: pytest.Pytester) -> None:
             "P2 * failed *",
             f"green: lengths. To read: {STEPS[0].reading}",
             f"next: prototype: {STEPS[1].names}",
+            "only this clause again: --clause P2",
             "clauses: 1 passed, 1 failed, 0 known, 0 skipped",
         ]
     )
