@@ -510,7 +510,7 @@ ALIKE = (
         ("no_grad", "inference_mode"),
         "there is no gradient to be wrong",
     ),
-    Alike(("G5: *",), ("rest wants no gradient",), "there is no gradient to be wrong"),
+    Alike(("G5: *",), ("rest wants no gradient", "no rest"), "there is no gradient to be wrong"),
     Alike(
         ("G1: gradient *", "G7: *kept weights only", "G8: *"),
         ("density 1",),
@@ -569,6 +569,11 @@ ALIKE = (
         "a tensor under vmap is a new object in each call, so that nothing is remembered",
     ),
     Alike(("M4: ties are counted *",), ("numel < 10",), "every dtype can count so few"),
+    Alike(
+        ("M1: the released *",),
+        ("density < 0.01",),
+        "1 - density is so near to 1 that its rounding never reaches the product",
+    ),
     Alike(("M9: a mask is kept *",), ("density 1",), "all weights are kept"),
     Alike(("P10: *",), ("last layer",), "the mask for all layers of a shape is the last one's own"),
     Alike(("P3: *",), ("strategy one_layer",), "the first and the last of a shape are drawn alike"),

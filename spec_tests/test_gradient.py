@@ -116,6 +116,7 @@ def test_gradient_at_special_scores(scores: Tensor, density: float, seed: int) -
 @given(scores=layers(), density=fractions, seed=seeds, twice=st.booleans(), beside=tiny_layers())
 @example(KINDS["tied"](random_scores(LARGE[1], 0)), 0.005, 1, False, {})
 @example(random_scores(LARGE[3], 0), 0.5, 0, True, {})
+@example(random_scores(LARGE[0], 0), 0.5, 3, True, {})
 @example(LAYOUTS["channels last"](random_scores(LARGE[2], 0)), 0.5, 2, True, {})
 @under(WITH_GRADIENT)
 def test_straight_through_in_every_layer(
@@ -127,7 +128,8 @@ def test_straight_through_in_every_layer(
     weight, upstream = (random_scores(scores.shape, seed + i, scores.dtype) for i in (1, 2))
     weights = {"first": torch.ones(2, 3), "layer": weight, "last": torch.ones(3, 2)}
     if seed % 2:
-        weights = {"layer": weight.requires_grad_(), "last": torch.ones(3, 2)}
+        last = {} if seed % 4 == 3 else {"last": torch.ones(3, 2)}
+        weights = {"layer": weight.requires_grad_(), **last}
     weights |= {name: torch.ones(shape) for name, shape in beside.items()}
     of_all = {n: torch.ones(w.shape, requires_grad=True) for n, w in weights.items()}
     of_all["layer"] = scores.requires_grad_()
