@@ -62,11 +62,11 @@ if TYPE_CHECKING:
     from reproduce.training.device import Device
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
-bench = typer.Typer(rich_markup_mode=None, help="Ratios of times, each measured side by side.")
+bench = typer.Typer(rich_markup_mode=None, help="What steps, files and the paper's runs cost.")
 app.add_typer(bench, name="bench")
-rows = typer.Typer(rich_markup_mode=None, help="The rows that are kept, one file a study.")
+rows = typer.Typer(rich_markup_mode=None, help="The rows that are kept, one file for each study.")
 app.add_typer(rows, name="ledger")
-frontier = typer.Typer(rich_markup_mode=None, help="Accuracy against bytes of the file.")
+frontier = typer.Typer(rich_markup_mode=None, help="The byte frontier, measured again.")
 app.add_typer(frontier, name="frontier")
 
 
@@ -87,7 +87,7 @@ def run(
     seed: Seed = None,
     epochs: Annotated[
         int | None,
-        typer.Option(min=1, max=MOST, help="A shortened run; its rows carry their own cell id."),
+        typer.Option(min=1, max=MOST, help="Train so many epochs; the rows get another cell id."),
     ] = None,
     max_minutes: Annotated[
         float | None, typer.Option(min=0, help="Write a checkpoint and stop after so many minutes.")
@@ -97,33 +97,33 @@ def run(
     out: Out = Path("runs"),
     ledger: Rows = None,
     on_cpu: Annotated[
-        bool, typer.Option("--on-cpu", help="Train cells of the paper without a GPU, too.")
+        bool, typer.Option("--on-cpu", help="Train cells of the paper even without a GPU.")
     ] = False,
     unchecked: Annotated[
-        bool, typer.Option("--unchecked", help="Train cells of the paper without a check.")
+        bool, typer.Option("--unchecked", help="Train cells of the paper without the check.")
     ] = False,
     on_ray: Annotated[
-        bool, typer.Option("--ray", help="Let Ray train many at once; needs the extra ray.")
+        bool, typer.Option("--ray", help="Train many cells at once with Ray; needs the extra ray.")
     ] = False,
     address: Annotated[
         str | None,
         typer.Argument(
-            help="With --ray: HOST:PORT of a cluster, or auto for the one that runs here; else Ray"
-            " starts one on this machine."
+            help="With --ray: HOST:PORT of a cluster, or auto for the one that runs here; default:"
+            " Ray starts one on this machine."
         ),
     ] = None,
     cells_per_gpu: Annotated[
-        int | None, typer.Option(min=1, max=MOST, help="With --ray: how many share a GPU; else 1.")
+        int | None, typer.Option(min=1, max=MOST, help="With --ray: cells on a GPU; default: 1.")
     ] = None,
 ) -> None:
     """Train the networks of a study with every strategy.
 
     By default a small ConvMixer on digits, about a minute of training on a CPU: a demonstration,
-    not a cell of the paper. The same command goes on where an earlier one was stopped or killed,
-    and any number of processes may share a folder. Before cells of the paper are trained, check
-    looks whether they can be: once for a folder, a device and its versions. Exit codes: 0 all done,
-    2 bad input or files, or a device that fails a check, 3 some runs failed or were skipped, 4
-    stopped by --max-minutes, 130 or 143 interrupted.
+    not a cell of the paper. The same command resumes what was stopped or killed, and any number of
+    processes may share a folder. Before it trains cells of the paper it does what check does, once
+    for each folder, machine, device and version. Exit codes: 0 all done, 2 bad input or files, or
+    a failed check, 3 some runs failed or were skipped, 4 stopped by --max-minutes, 130 or 143
+    interrupted.
     """
     # Imported here: they load torch, for which --help should not wait, and Ctrl-C may come.
     load_torch()
@@ -135,8 +135,8 @@ def run(
 
     if (address or cells_per_gpu) and not on_ray:
         raise typer.BadParameter(
-            f"{address or cells_per_gpu} is for --ray alone; --model, --strategy, --dataset and"
-            " --only choose cells"
+            f"{address or '--cells-per-gpu'} needs --ray; --model, --strategy, --dataset and --only"
+            " choose cells"
         )
     wanted = chosen(study, all_, model, strategy, dataset, only)
     if epochs:
@@ -165,7 +165,7 @@ def run(
             rows = run_study(wanted, numbers, out, train, data, printer, stop=stop, ledger=ledger)
         complete = show_finished(printer, wanted, numbers, rows, out)
     except (KeyboardInterrupt, Stopped) as why:
-        complain(f"stopped: all is kept in {out}, the same command goes on there")
+        complain(f"stopped: all is kept in {out}, and the same command resumes it")
         raise typer.Exit(why.code if isinstance(why, Stopped) else 130) from None
     except CheckpointError as error:
         complain(f"error: {error}")
@@ -196,10 +196,10 @@ def plan(
     out: Out = Path("runs"),
     ledger: Rows = None,
 ) -> None:
-    """List what run would train, what is done, and what the rest costs on this device.
+    """List what run would train, and how long that takes on this device.
 
-    Runs that are begun or failed have a line each, and every run has one where only one model on
-    one dataset is asked for. stderr says what is being measured. Nothing is trained.
+    Each run that has begun or failed gets a line; with one model on one dataset, every run does.
+    What is being measured is printed on stderr. Nothing is trained.
     """
     load_torch()
     from reproduce.data.datasets import folder
@@ -235,10 +235,10 @@ def check(
     data: Data = None,
     out: Out = Path("runs"),
 ) -> None:
-    """Check that the device, the data and the folder are ready for a study.
+    """Check that device, data and folder are ready for a study.
 
-    One line a point. run does the same before it trains cells of the paper. Exit codes: 0 all is
-    well, 2 bad input or files, 3 a point failed.
+    Each point gets a line. run does the same before it trains cells of the paper. Exit codes: 0 all
+    passed, 2 bad input or files, 3 a point failed.
     """
     load_torch()
     from reproduce.preflight.check import check
@@ -268,9 +268,9 @@ def export(
 
 @app.command()
 def inspect(file: File) -> None:
-    """Show what a compressed network holds, and its size by three accountings.
+    """Show what a compressed network holds, and how large it is.
 
-    Reads the header only, so damage to the tensors is not seen.
+    It reads only the header, so it does not notice damage to the tensors.
     """
     with refusing_files():
         from reproduce.report.inspected import make_tables
@@ -283,7 +283,7 @@ def inspect(file: File) -> None:
 def materialize(
     file: File, dense: Annotated[Path, typer.Argument(help="The safetensors file to write.")]
 ) -> None:
-    """Turn a compressed network into an ordinary dense safetensors file."""
+    """Turn a compressed network into a dense safetensors file."""
     need_folder_of(dense)
     with refusing_files():
         from reproduce.training import files
@@ -293,7 +293,10 @@ def materialize(
 
 @app.command()
 def evaluate(file: File, data: Data = None, device: DeviceName = None) -> None:
-    """Measure a compressed network again: on the same machine, the accuracy of its row."""
+    """Measure a compressed network again.
+
+    On the same machine the accuracy equals that in its row.
+    """
     opened = open_one(device)
     with refusing_files():
         from reproduce.training.run import evaluate_file
@@ -306,12 +309,15 @@ def evaluate(file: File, data: Data = None, device: DeviceName = None) -> None:
 @frontier.command()
 def score(
     files: Annotated[
-        list[Path], typer.Argument(help="Networks of the byte frontier, as run writes them.")
+        list[Path], typer.Argument(help="Networks of the byte frontier that run wrote.")
     ],
     data: Data = None,
     device: DeviceName = None,
 ) -> None:
-    """Measure networks again from their files alone: on the same machine, what their rows say."""
+    """Measure networks again from their files alone.
+
+    On the same machine the accuracies equal those in their rows.
+    """
     from reproduce.training.run import score_file
 
     opened = open_one(device, 1)
@@ -332,9 +338,10 @@ def table(
     only: Ids = None,
     ledger: Shown = None,
 ) -> None:
-    """Print accuracy and size of all cells with rows in --ledger, beside the paper's values.
+    """Print accuracy and size of cells, beside the paper's values.
 
-    Of a study that is named, every cell, measured or not.
+    By default of those with rows in --ledger; with --study or --all of every cell of that study,
+    measured or not.
     """
     folder = shown_folder(ledger)
     from reproduce.report import frontier as frontier_report
@@ -369,11 +376,13 @@ def table(
 @app.command()
 def figures(
     ledger: Shown = None,
-    out: Annotated[Path | None, typer.Option(help="Folder to draw into; else --ledger.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to draw into; default: --ledger.")
+    ] = None,
 ) -> None:
-    """Draw the figures of all cells with rows in --ledger, and write README.md with all tables.
+    """Draw the figures, and write README.md with all tables.
 
-    The paper's figures have ours beside its values.
+    They show the cells with rows in --ledger, those of the paper beside its own values.
     """
     folder = shown_folder(ledger)
     from reproduce.report.page import PageError, write_page
@@ -394,7 +403,10 @@ def merge(
     source: Annotated[Path, typer.Argument(help="A file STUDY.jsonl, or a folder of them.")],
     ledger: Ledger = RESULTS,
 ) -> None:
-    """Take the rows of another folder or machine. Exit code 3: not all, as is said line by line."""
+    """Add the rows of another folder or machine.
+
+    Exit code 3: some were not added, and a line for each says why.
+    """
     load_torch()
     from reproduce.rows.ledger import merge
 
@@ -404,12 +416,15 @@ def merge(
 
 @bench.command()
 def steps(
-    batch: Annotated[int, typer.Option(min=1, max=MOST, help="Images a step.")] = 64,
+    batch: Annotated[int, typer.Option(min=1, max=MOST, help="Images in a step.")] = 64,
     compiled: Annotated[bool, typer.Option("--compiled", help="Compiled steps, too.")] = False,
     device: DeviceName = None,
     out: Lines = None,
 ) -> None:
-    """A training step, masked against dense; masks; augmentation."""
+    """Time a masked training step against a dense one.
+
+    Also masks alone, and augmentation.
+    """
     opened = open_one(device)
     from reproduce.bench.steps import bench_steps
 
@@ -422,7 +437,10 @@ def cost(
         Path, typer.Option(help="The page to write.", show_default="reproduce/COST.md")
     ] = COST,
 ) -> None:
-    """Count what a GPU would be asked, without one, and write the page with the hours it takes."""
+    """Write the page on the hours that the paper's runs take on a GPU.
+
+    Their work is counted, which needs no GPU.
+    """
     load_torch()
     from reproduce.bench.cost_page import write_page
 
@@ -431,7 +449,7 @@ def cost(
 
 @bench.command("files")
 def files_(out: Lines = None) -> None:
-    """Compressed files against plain copies and dense files, on the CPU."""
+    """Time compressed files against plain copies and dense files."""
     load_torch()
     from reproduce.bench.files import bench_files
 
@@ -457,17 +475,17 @@ def _prepare(
     if not plan.missing:
         return
     if where is None:
-        print("not checked, as there is no GPU here: run check on a machine of the cluster")
+        print("not checked, since there is no GPU here: run check on a machine of the cluster")
         return
     if is_slow(where) and not on_cpu:
         complain(
             f"error: {len(plan.missing):,} runs to train are for a GPU, not for {where}:"
-            " give --on-cpu to go on nevertheless (plan says how long it takes), or take"
-            " --study cifar10-small, which takes hours on a CPU"
+            " --on-cpu trains them all the same (plan says how long it takes), and --study"
+            " cifar10-small takes hours on a CPU"
         )
         raise typer.Exit(2)
     if not unchecked and not check_once(plan, where, data, out, console().print, together):
-        complain("error: nothing is trained before all that FAILED above is mended")
+        complain("error: nothing is trained until every point that FAILED above is mended")
         raise typer.Exit(2)
 
 

@@ -26,59 +26,66 @@ if TYPE_CHECKING:
 _UsageError: type[typer.BadParameter] = typer.BadParameter.__bases__[0]
 
 RUNS = Path("runs")
-"""Where all lies that run makes, unless told otherwise."""
+"""Where run writes, unless told otherwise."""
 Data = Annotated[
     Path | None,
-    typer.Option(help="Folder of the datasets; else PEMN_DATA, else one in the user's cache."),
+    typer.Option(help="Folder of the datasets; default: PEMN_DATA, or one in the user's cache."),
 ]
 DeviceName = Annotated[
-    str | None, typer.Option(help="cpu, cuda or cuda:N; else the best that is present.")
+    str | None, typer.Option(help="cpu, cuda or cuda:N; default: the best one present.")
 ]
-_STUDIES_HELP = "digits, frontier, cifar10-small (hours on a CPU) or paper (16 hours on a GPU)"
-StudyName = Annotated[str, typer.Option(help=f"{_STUDIES_HELP}.")]
+StudyName = Annotated[
+    str,
+    typer.Option(
+        help="digits, frontier, cifar10-small (hours on a CPU) or paper: its CIFAR cells, 16 hours"
+        " on a GPU."
+    ),
+]
 ShownName = Annotated[
     str | None,
     typer.Option(
-        "--study", help=f"{_STUDIES_HELP}, measured or not; else those that have rows in --ledger."
+        "--study",
+        help="digits, frontier, cifar10-small or paper, measured or not; default: those with rows"
+        " in --ledger.",
     ),
 ]
-All = Annotated[bool, typer.Option("--all", help="The paper's CIFAR cells: --study paper.")]
+All = Annotated[bool, typer.Option("--all", help="Short for --study paper.")]
 Models = Annotated[
     list[str] | None,
-    typer.Option("--model", help="Only this one, such as vit or resnet32; may be repeated."),
+    typer.Option("--model", help="Only this model, such as vit or resnet32; may be repeated."),
 ]
 Strategies = Annotated[
     list[str] | None,
     typer.Option(
         "--strategy",
-        help="Only this one: dense, mask, one_layer, mp, rp (all of them) or rp_1e-2 and the like,"
-        " prune_random, prune_minimum or control; may be repeated.",
+        help="Only this strategy: dense, mask, one_layer, mp, rp (with every ratio), rp_1e-2 and"
+        " the like, prune_random, prune_minimum or control; may be repeated.",
     ),
 ]
 Datasets = Annotated[
     list[str] | None,
-    typer.Option("--dataset", help="Only this one, such as cifar10; may be repeated."),
+    typer.Option("--dataset", help="Only this dataset, such as cifar10; may be repeated."),
 ]
 Ids = Annotated[
     list[str] | None,
-    typer.Option("--only", help="Only the cell with this id, as in its rows; may be repeated."),
+    typer.Option("--only", help="Only the cell with this id; may be repeated."),
 ]
 Seeds = Annotated[
     int | None,
-    typer.Option(min=1, help="Train each cell with the seeds 0 to N-1; else the study's N."),
+    typer.Option(min=1, help="Train each cell with the seeds 0 to N-1; default: the study's N."),
 ]
 Seed = Annotated[
     list[int] | None,
-    typer.Option("--seed", min=0, max=2**63 - 1, help="Only with this one; may be repeated."),
+    typer.Option("--seed", min=0, max=2**63 - 1, help="Only with this seed; may be repeated."),
 ]
 MOST = 1_000_000
-"""Of whatever a command is asked for in numbers, but seeds."""
+"""The largest number that an option takes, except for seeds."""
 _MOST_SEEDS = 1_000
-Rows = Annotated[Path | None, typer.Option(help="Folder for the rows; else that of --out.")]
+Rows = Annotated[Path | None, typer.Option(help="Folder for the rows; default: that of --out.")]
 Out = Annotated[Path, typer.Option(help="Folder of rows, networks, checkpoints and figures.")]
 Ledger = Annotated[
     Path,
-    typer.Option(help="Folder of the rows that are kept.", show_default="reproduce/results"),
+    typer.Option(help="Folder to add them to.", show_default="reproduce/results"),
 ]
 Shown = Annotated[
     Path | None,
@@ -88,9 +95,9 @@ Shown = Annotated[
 ]
 RESULTS = Path(__file__).with_name("results")
 COST = Path(__file__).with_name("COST.md")
-File = Annotated[Path, typer.Argument(help="A compressed network, as run writes it.")]
+File = Annotated[Path, typer.Argument(help="A compressed network that run wrote.")]
 Lines = Annotated[
-    Path | None, typer.Option("--out", help="Add each ratio to this file too, as a line of JSON.")
+    Path | None, typer.Option("--out", help="Also add each ratio to this file, as a line of JSON.")
 ]
 
 
@@ -104,7 +111,7 @@ def chosen(
     *,
     defaults: bool = True,
 ) -> "Study":
-    """The cells asked for; where no model or dataset is, those of the study or else all."""
+    """The cells asked for; without a model or dataset, those of the study, or else all."""
     load_torch()
     from dataclasses import replace
 
@@ -155,26 +162,26 @@ def numbers_of(study: "Study", seeds: int | None, named: Sequence[int] | None) -
 
 
 def shown_folder(ledger: Path | None) -> Path:
-    """That of the rows to show. One that is named and not there has no rows: that is not meant."""
+    """The folder of the rows to show; a usage error if it is named and does not exist."""
     if ledger and not ledger.is_dir():
-        raise typer.BadParameter(f"no folder {ledger}", param_hint="--ledger")
+        raise typer.BadParameter(f"no folder {ledger}: name one with rows", param_hint="--ledger")
     load_torch()
     return ledger or RUNS
 
 
 def need_folder_of(file: Path) -> None:
-    """A file is written to a folder that is there."""
+    """A usage error unless the folder of a file to write exists."""
     if not file.parent.is_dir():
         raise typer.BadParameter(f"no folder {file.parent} to write {file.name} in: make it first")
 
 
 def nothing_in(folder: Path) -> str:
-    """One line for a folder without rows that count: how to have some, and where others are."""
+    """One line for a folder without rows that count: how to get some, and where others are."""
     there = sorted(path.stem for path in RESULTS.glob("*.jsonl"))
     near = Path.cwd() in RESULTS.parents
     shipped = RESULTS.relative_to(Path.cwd()) if near else RESULTS
     return (
-        f"no rows to show in {folder}: run adds them, if not with --epochs; those of"
+        f"no rows to show in {folder}: run adds them, except with --epochs; those of"
         f" {' and '.join(there)} ship with the project, and --ledger {shipped} shows them;"
         " table --all shows every cell of the paper, measured or not"
     )
@@ -227,7 +234,7 @@ def naming(option: str | None) -> Iterator[None]:
 
 
 def load_torch() -> None:
-    """Load it: before all else that needs it, so that who waits for that on a terminal is told."""
+    """Load torch, before what needs it; on a terminal, say so if it takes long."""
     timer = Timer(2, complain, ["loading torch"])
     if sys.stderr.isatty():
         timer.start()
@@ -262,14 +269,14 @@ def exit_code(app: typer.Typer) -> int:
     return code
 
 
-_RECIPE = "the recipe of each cell says it, as reproduce/study/recipes.py has it"
+_RECIPE = "it is part of each cell's recipe, see reproduce/study/recipes.py"
 _FIXED = {
     "--density": "every masked cell keeps half of the weights, as in the paper; in a loop of your"
-    " own it is masked_forward that takes a density, as README shows",
-    "--ratio": "--strategy names it, as in --strategy rp_1e-2",
+    " own, masked_forward takes a density, as README shows",
+    "--ratio": "it is part of the strategy, as in --strategy rp_1e-2",
     **dict.fromkeys(("--lr", "--learning-rate", "--batch", "--batch-size"), _RECIPE),
 }
-"""Options that there are not: where what they would say is said."""
+"""Options that do not exist -> where to find what they would set."""
 
 
 def _message(error: Exception) -> str:
@@ -298,11 +305,11 @@ def _code(app: typer.Typer) -> int:
         complain(f"error: {error}")
     except ModuleNotFoundError as error:
         extra = "ray" if error.name == "ray" else "reproduce"
-        complain(f"error: {error}; pip install '.[{extra}]' in a checkout brings it")
+        complain(f"error: {error}; in a checkout, pip install '.[{extra}]' installs it")
     except (ImportError, MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        complain("error: the memory is too small for that")
+        complain("error: not enough memory: choose less, or a larger machine")
     except SystemExit as exit:  # Typer's, of a broken pipe
         if isinstance(exit.__context__, BrokenPipeError):
             raise exit.__context__ from None

@@ -1,4 +1,4 @@
-"""Judge an implementation, compare reports, mutate the reference, write what is generated."""
+"""Judge an implementation, compare reports, test the suite itself, write what is generated."""
 
 import argparse
 import json
@@ -110,8 +110,8 @@ def main() -> int:
     command.add_argument(
         "--class", dest="claim", metavar="CLASS", help="core, torch, file, errors or extras"
     )
-    command.add_argument("--clause", metavar="IDS", help="these clauses only, as in F2,M*")
-    command.add_argument("--known", metavar="FILE", type=Path, help="known failures, with reasons")
+    command.add_argument("--clause", metavar="IDS", help="only these clauses, as in F2,M*")
+    command.add_argument("--known", metavar="FILE", type=Path, help="known failures and reasons")
     command.add_argument("--report", metavar="FILE", type=Path, help="write the report as JSON")
     command.add_argument("pytest", nargs="*", help="options for pytest, after --")
     command.set_defaults(do=run)
@@ -121,15 +121,21 @@ def main() -> int:
     command = commands.add_parser("compare", help="put reports side by side, as Markdown")
     command.add_argument("reports", nargs="+", metavar="REPORT", type=Path)
     command.set_defaults(do=compare)
-    command = commands.add_parser("mutate", help="change the reference, see what no clause notices")
+    command = commands.add_parser(
+        "mutate", help="list changes of the reference that no clause notices"
+    )
     command.set_defaults(do=lambda _: mutate())
     command = commands.add_parser("document", help="write the specification, vectors and tables")
     command.set_defaults(do=document)
     command = commands.add_parser("contexts", help="show which contexts the clauses reach")
     command.set_defaults(do=contexts)
-    command = commands.add_parser("gates", help="show mistakes that hold in a context alone")
-    command.add_argument("--all", action="store_true", help="every pair, not one for each context")
-    command.add_argument("--sample", metavar="N", type=int, help="the first N pairs of these")
+    command = commands.add_parser(
+        "gates", help="count mistakes caught that show in one context only"
+    )
+    command.add_argument("--all", action="store_true", help="every pair of mistake and context")
+    command.add_argument(
+        "--sample", metavar="N", type=int, help="the first N pairs; writes nothing"
+    )
     command.set_defaults(do=gates)
     arguments = parser.parse_args()
     return int(arguments.do(arguments))

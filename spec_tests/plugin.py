@@ -71,6 +71,8 @@ def pytest_configure(config: pytest.Config) -> None:
         if not any(fnmatchcase(identifier, pattern) for identifier in all_clauses()):
             raise pytest.UsageError(f"--clause: there is no clause {pattern}")
     config.stash[KNOWN] = _known_failures(config.getoption("known"))
+    # Not when the session starts: `pytest --pyargs` may load this only as it collects.
+    config.pluginmanager.register(_Collector(config), "pemn-clauses")
 
 
 def _learning() -> bool:
@@ -261,11 +263,6 @@ class _Collector:
         """
         rows = {c: self.rows.get(c, NOT_RUN) for c in self.known}
         return [c for c, row in rows.items() if row["status"] == "passed" and not row["skipped"]]
-
-
-def pytest_sessionstart(session: pytest.Session) -> None:
-    """Start to gather."""
-    session.config.pluginmanager.register(_Collector(session.config), "pemn-clauses")
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

@@ -19,6 +19,7 @@ pytest_plugins = "pytester"
 
 SUITE = Path(__file__).parent
 all_clauses()  # pytester forgets what is imported after it, but the register does not
+PLUGINS = ("-p", "spec_tests.plugin", "-p", "no:randomly")  # outside of a checkout no file says so
 WRONG = "__version__ = '0.1'\ndef kept(numel, density): return numel\n"
 
 
@@ -29,7 +30,7 @@ def judge(pytester: pytest.Pytester) -> Any:
     pytester.syspathinsert()
 
     def run(*options: str) -> pytest.RunResult:
-        options = ("-p", "spec_tests.plugin", "--impl=half", *options)
+        options = (*PLUGINS, "--impl=half", *options)
         with judging(subject.implementation):
             return pytester.runpytest_inprocess(*options, SUITE / "test_mask.py")
 
@@ -95,7 +96,7 @@ def test_failures_and_report(judge: Any) -> None:
 def test_failed_cases_are_named(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(none="def maskable_shapes(model): return {}")
     pytester.syspathinsert()
-    options = ("-p", "spec_tests.plugin", "--impl=none", "--class=torch", "--clause=P1,W1,C1")
+    options = (*PLUGINS, "--impl=none", "--class=torch", "--clause=P1,W1,C1")
     with judging(subject.implementation):
         result = pytester.runpytest_inprocess(*options, SUITE)
     result.stdout.fnmatch_lines(["W1 * failed *"])
@@ -110,7 +111,7 @@ def test_a_clause_that_does_not_end_is_named(pytester: pytest.Pytester) -> None:
         endless="def kept(numel, density):\n    while numel > 50:\n        pass\n    return numel\n"
     )
     pytester.syspathinsert()
-    options = ("-p", "spec_tests.plugin", "--impl=endless", "--clause=M1", "--timeout=3")
+    options = (*PLUGINS, "--impl=endless", "--clause=M1", "--timeout=3")
     with judging(subject.implementation):
         result = pytester.runpytest_inprocess(*options, SUITE / "test_mask.py")
     result.stdout.fnmatch_lines(
@@ -123,7 +124,7 @@ def test_what_the_import_prints_is_a_line(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(shut="import sys\nsys.stdout.close()")
     pytester.syspathinsert()
     for module, lines in (("loud", ["it printed when imported: 'junk*"]), ("shut", [])):
-        options = ("-p", "spec_tests.plugin", f"--impl={module}", "--clause=M1")
+        options = (*PLUGINS, f"--impl={module}", "--clause=M1")
         with judging(subject.implementation):
             result = pytester.runpytest_inprocess(*options, SUITE / "test_mask.py")
         result.stdout.fnmatch_lines([f"judging: {module}, *", *lines, "clauses: 0 passed, 1 *"])
@@ -167,7 +168,7 @@ def test_what_the_machine_cannot_do_is_skipped(
     Path("known").write_text("G5: wrong in attention\n", encoding="utf-8")
     options = ["--clause=G5,X7,X11", "--known=known", "--clause-report=report.json"]
     files = [SUITE / "test_gradient.py", SUITE / "test_transforms.py"]
-    result = pytester.runpytest_inprocess("-p", "spec_tests.plugin", *options, *files)
+    result = pytester.runpytest_inprocess(*PLUGINS, *options, *files)
     assert result.ret == pytest.ExitCode.OK
     result.stdout.fnmatch_lines(
         ["G5 * passed *", "*skipped: *[[]attention]: the plain module cannot run * no kernel *"]
@@ -185,19 +186,29 @@ def test_what_the_machine_cannot_do_is_skipped(
     assert text.count('"status": "skipped"') == 1  # what .ci/run looks for
 
 
-def test_from_another_folder_in_two_processes(tmp_path: Path) -> None:
-    (tmp_path / "half.py").write_text(WRONG, encoding="utf-8")
-    (tmp_path / "known").write_text("M1: keeps all\nM9: no masks\n", encoding="utf-8")
-    options = ["--impl=half", "--clause=M1,M9", "--known=known", "--report=report.json"]
-    command = [sys.executable, "-m", "spec_tests", "run", *options, "--", "-n2", "-prandomly"]
-    result = subprocess.run(
-        command,
-        cwd=tmp_path,
+def run_in(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Runs a module in ``folder``, which finds the suite as if it were installed."""
+    return subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=folder,
         env={**os.environ, "PYTHONPATH": str(SUITE.parent)},  # pytest may find it without
         capture_output=True,
         encoding="utf-8",
         check=False,
     )
+
+
+def test_by_pytest_where_it_is_installed(tmp_path: Path) -> None:
+    result = run_in(tmp_path, "pytest", "--pyargs", "spec_tests.test_mask", "-k", "kept_count")
+    assert result.returncode == pytest.ExitCode.OK, result.stdout + result.stderr
+    assert "clauses: 1 passed, 0 failed, 0 known, 0 skipped\n" in result.stdout
+
+
+def test_from_another_folder_in_two_processes(tmp_path: Path) -> None:
+    (tmp_path / "half.py").write_text(WRONG, encoding="utf-8")
+    (tmp_path / "known").write_text("M1: keeps all\nM9: no masks\n", encoding="utf-8")
+    options = ["--impl=half", "--clause=M1,M9", "--known=known", "--report=report.json"]
+    result = run_in(tmp_path, "spec_tests", "run", *options, "--", "-n2", "-prandomly")
     assert result.returncode == pytest.ExitCode.OK, result.stdout + result.stderr
     rows = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["clauses"]
     assert [row["clause"] for row in rows if row["status"] == "known"] == ["M1", "M9"]

@@ -8,13 +8,14 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pemn_ref.checks import Density, check_fraction, each_density
+from pemn_ref.checks import Density, check_fraction, check_same, each_density
 from pemn_ref.prototype import Strategy, prototype_groups
 
 VERSIONS = (1, 2)  # one density for all weights; one for each
@@ -193,13 +194,11 @@ def read_header(file: BinaryIO) -> Info:
     for density in each_density(info.density, info.shapes).values():
         check_fraction("density", density)
     groups = prototype_groups(info.shapes, info.strategy).items()
-    need(
-        {group: values.shape for group, values in info.prototype.items()}
-        == {group: (length,) for group, (length, _) in groups},
-        "the prototypes do not fit the strategy and the shapes",
-    )
+    lengths = {group: torch.empty(length, device="meta") for group, (length, _) in groups}
+    check_same("the prototypes do not fit the strategy", info.prototype, lengths)
     names = [*info.shapes, *info.rest, *info.buffers]
-    need(len({*names, *info.tied}) == len(names) + len(info.tied), "a name appears twice")
+    twice = [name for name, times in Counter([*names, *info.tied]).items() if times > 1]
+    need(not twice, f"a name appears twice: {', '.join(twice)}")
     need(
         set(info.tied.values()) <= set(names),
         f"tied to a name that is not in the file: {info.tied}",

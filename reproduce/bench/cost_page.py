@@ -171,15 +171,16 @@ Each row is one training step at the recipe's batch size.
 
 - dense, pruned, learned: launches of a step without masks to make (a control's are made once), of a
   pruned network, and of one that learns its masks. images: launches that augment a batch.
-- GFLOP; GB moved; kept: GB kept for the backward pass. All when masks are learned.
-- GPU: milliseconds that the model below gives. measured: the step replayed. eager: the step without
-  recording. Both in milliseconds, of the mean of 0.6 seconds of steps.
+- GFLOP, GB: computed and moved by a step that learns its masks. kept: GB that it keeps for the
+  backward pass.
+- GPU: milliseconds of that step by the model below. measured, eager: its milliseconds on the GPU,
+  replayed and without recording, each a mean over 0.6 seconds of steps.
 - hours, hours eager: of all runs of the model.
 
 ## Measured
 
-On one H200, 16 cores, torch 2.11.0+cu130, Python 3.12, at commit 6f93b40. The first four under
-CUDA's Multi-Process Service, by one process:
+On one H200, 16 cores, torch 2.11.0+cu130, Python 3.12, at commit 6f93b40. The first four were
+measured under CUDA's Multi-Process Service, with one process:
 
 - In eleven steps of each family, with two batch sizes in turn, the replayed step gave the loss and
   the gradients of the usual one bit for bit, ViT with its dropout included.
@@ -194,7 +195,7 @@ CUDA's Multi-Process Service, by one process:
 - Three processes that train ResNet32 share the GPU without gain: a step of each takes 13.2 ms,
   where one process alone needs 4.5. Under the service it takes 8.0, so three get 1.7 times as far.
 
-Not measured: the other models, `check --all` and `bench steps` as commands.
+Not measured: the other models. The commands `check --all` and `bench steps` have not run on a GPU.
 
 ## The model
 
@@ -210,15 +211,16 @@ Counted with PyTorch's fake tensors, which have shapes but no values:
 
 Assumed:
 
-- The GPU needs {kernel:.0f} microseconds a kernel, and besides moves {bandwidth:.1f} TB/s (60 % of
-  the data sheet's 4.8) and computes {rate:.0f} TFLOP/s (20 % of its 989 in bfloat16), one after the
-  other. The {kernel:.0f} microseconds are chosen so that the three measured steps are within 20 %.
+- The GPU's time is a sum: {kernel:.0f} microseconds for each kernel, its bytes at
+  {bandwidth:.1f} TB/s (60 % of the data sheet's 4.8), and its FLOPs at {rate:.0f} TFLOP/s (20 %
+  of the 989 in bfloat16). The {kernel:.0f} microseconds are chosen so that the three measured
+  steps are within 20 %.
 - The host needs {launch:.0f} microseconds for a launch of a step, and {image_launch:.0f} for one of
   augmentation (measured). It works while the GPU does.
 - A held-out image takes a third of the bytes and FLOPs of a step's, twice for float32. Evaluation
   is not recorded.
 
-## When a GPU is at hand
+## On a GPU
 
 Run these in this order. Stop at the first number that you cannot explain:
 

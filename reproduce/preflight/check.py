@@ -15,16 +15,13 @@ from pemn_ref.atomic import write
 from reproduce.data.datasets import load
 from reproduce.data.images import Images
 from reproduce.data.root import MissingDataError
-from reproduce.preflight.cost import kind, learned, measure, size
+from reproduce.preflight.cost import PROCESS, kind, learned, measure, size
 from reproduce.preflight.plan import Plan
 from reproduce.preflight.trials import TrialError, compare_numbers, stop_and_resume, train_briefly
 from reproduce.study.cells import Cell
 from reproduce.training.device import Device, Recorder, open_device
 from reproduce.training.program import PROGRAM
 from reproduce.training.step import training_step
-
-# On a CPU a process took up to this many times the memory of the counted tensors.
-PROCESS = 1.6
 
 
 def check_once(

@@ -19,10 +19,12 @@ from reproduce.training.device import Device
 from reproduce.training.networks import make_network
 from reproduce.training.step import make_optimizer, training_step
 
+PROCESS = 1.6
+"""On a CPU a process took up to this many times the memory of the counted tensors."""
 ASSUMPTIONS = (
     "Times come from the fastest of three steps that learn a mask (no other cell takes longer) and"
     " from augmenting noise, as if nothing else ran; a held-out image takes a third of a step."
-    " Memory is that of tensors; a process on a CPU takes up to half more."
+    f" Memory is that of tensors; a process on a CPU takes up to {PROCESS} times as much."
 )
 
 

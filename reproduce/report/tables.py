@@ -20,16 +20,16 @@ _PLOTTED = {value.cell: value.compression for value in REPORTED if value.compres
 _LEGEND = (
     "last: accuracy in % of the held-out images after the last epoch, mean over n seeds: the"
     " result; n 2/3: of three seeds one failed; n 0: not measured yet",
-    "95 %: half the width of the 95 % interval of that mean, by Student's t over the seeds; of one"
-    " seed there is none",
+    "95 %: half the width of the 95 % interval of that mean, by Student's t over the seeds; one"
+    " seed has none",
     "best: mean of each seed's best epoch on the same images: not a result, only for comparison",
     "saved, paper: how many % smaller the maskable weights become, at 1 bit per weight and 32 per"
     " unique value; saved, whole: the same for the whole model, with normalisation, biases, tokens"
     " and buffers at full size",
     "bytes: of the file of one network, header included; a dense or pruned one is an ordinary file,"
     " with its zeros",
-    "unique, saved and bytes are counted where nothing is measured: they do not depend on training",
-    "control: the masks of mp at random, only what is not masked trained",
+    "unique, saved and bytes do not depend on training: they are counted where nothing is measured",
+    "control: mp with random masks; only what is not masked is trained",
 )
 _PAPER_LEGEND = (
     "paper's best: the value that the paper plots, apparently one run at its best test epoch",

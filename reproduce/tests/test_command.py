@@ -82,7 +82,7 @@ def test_help_loads_no_torch(tmp_path: Path) -> None:
     ("arguments", "says"),
     [
         ("run --density 0.3", "every masked cell keeps half of the weights"),
-        ("run --density 0.3", "masked_forward that takes a density"),
+        ("run --density 0.3", "masked_forward takes a density"),
         ("run --ratio 0.1", "--strategy rp_1e-2"),
         ("run --lr 0.1", "reproduce/study/recipes.py"),
         ("run --model ConvMixer", "did you mean convmixer or convmixer-d2-w32?"),
@@ -148,7 +148,7 @@ def test_memory_that_is_too_small_for_images_is_one_line_and_exit_code_2(
 ) -> None:
     monkeypatch.setattr("reproduce.runs.study.load", too_much)
     code, _, errors = command(*ONE, tmp_path)
-    assert (code, errors) == (2, "error: the memory is too small for that\n")
+    assert (code, errors) == (2, "error: not enough memory: choose less, or a larger machine\n")
 
 
 @pytest.mark.parametrize("too_much", [too_much_for_torch, too_much_for_python])

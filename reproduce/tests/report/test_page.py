@@ -89,7 +89,7 @@ def test_folder_without_rows_is_one_line_that_says_what_there_is(
     monkeypatch.chdir(tmp_path)
     code, output, errors = command(name)
     assert (code, output, errors.count("\n")) == (0, "", 1)
-    assert "no rows to show in runs: run adds them, if not with --epochs" in errors
+    assert "no rows to show in runs: run adds them, except with --epochs" in errors
     assert "those of cifar10-small and digits and " in errors
     assert f" ship with the project, and --ledger {RESULTS}" in errors
     assert [*tmp_path.iterdir()] == []
@@ -143,7 +143,8 @@ def test_a_ledger_that_is_no_folder_is_not_an_empty_one(
     (tmp_path / "a file").write_text("", encoding="utf-8")
     code, output, errors = command(name, "--ledger", tmp_path / ledger)
     assert (code, output) == (2, "")
-    assert errors == f"error: Invalid value for --ledger: no folder {tmp_path / ledger}\n"
+    why = f"no folder {tmp_path / ledger}: name one with rows"
+    assert errors == f"error: Invalid value for --ledger: {why}\n"
     assert [path.name for path in tmp_path.iterdir()] == ["a file"]
 
 

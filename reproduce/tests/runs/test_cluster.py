@@ -239,8 +239,8 @@ def test_without_ray_a_line_says_how_to_get_it(
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["127.0.0.1:6379"], "127.0.0.1:6379 is for --ray"),
-        (["--cells-per-gpu", "4"], "4 is for --ray"),
+        (["127.0.0.1:6379"], "127.0.0.1:6379 needs --ray"),
+        (["--cells-per-gpu", "4"], "--cells-per-gpu needs --ray"),
         *(
             pytest.param(["--ray", *arguments], named, marks=needs_ray)
             for arguments, named in (

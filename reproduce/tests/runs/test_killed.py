@@ -277,7 +277,7 @@ def command(out: Path, mark: Path, seconds: float = 0, arguments: tuple[str, ...
     tiny = Study("tiny", "A tiny {model}", (cell,), (), (), seeds=1, threads=1)
     patch.setitem(STUDIES, "tiny", tiny)
     patch.setattr("reproduce.runs.study.load", lambda *_: images)
-    patch.setattr("reproduce.training.loop.cross_entropy", marking)
+    patch.setattr("reproduce.training.step.cross_entropy", marking)
     device = ("--device", "cpu")
     sys.argv = ["reproduce", "run", "--study", "tiny", "--out", str(out), *device, *arguments]
     sys.exit(main())
@@ -298,7 +298,7 @@ def test_signal_stops_at_a_checkpoint(tmp_path: Path, start: Start, number: int,
     wait_for(mark, child)
     assert child.pid is not None
     os.kill(child.pid, number)
-    errors = f"stopped: all is kept in {out}, the same command goes on there\n"
+    errors = f"stopped: all is kept in {out}, and the same command resumes it\n"
     assert (exit_code(child), logs(tmp_path, 2)) == (code, [errors])
 
     steps = steps_of(out)

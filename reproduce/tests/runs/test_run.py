@@ -330,7 +330,7 @@ def test_ctrl_c_leaves_whole_rows_and_the_next_run_goes_on(command: RunCommand) 
 def test_time_limit_stops_at_a_checkpoint_and_a_copy_goes_on_too(command: RunCommand) -> None:
     code, _, errors = command(*SMALL, "--max-minutes", "0")
     assert code == 4
-    assert errors == f"stopped: all is kept in {command.out}, the same command goes on there\n"
+    assert errors == f"stopped: all is kept in {command.out}, and the same command resumes it\n"
     assert command.rows() == []
     assert [path.stem for path in command.out.glob("checkpoints/*")] == RUN_IDS[:1]
 
