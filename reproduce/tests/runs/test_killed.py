@@ -277,7 +277,7 @@ def command(out: Path, mark: Path, seconds: float = 0, arguments: tuple[str, ...
     tiny = Study("tiny", "A tiny {model}", (cell,), (), (), seeds=1, threads=1)
     patch.setitem(STUDIES, "tiny", tiny)
     patch.setattr("reproduce.runs.study.load", lambda *_: images)
-    patch.setattr("reproduce.training.loop.cross_entropy", marking)
+    patch.setattr("reproduce.training.step.cross_entropy", marking)
     device = ("--device", "cpu")
     sys.argv = ["reproduce", "run", "--study", "tiny", "--out", str(out), *device, *arguments]
     sys.exit(main())
