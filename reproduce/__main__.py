@@ -426,7 +426,7 @@ def cost(
     load_torch()
     from reproduce.bench.cost_page import write_page
 
-    write_page(out, open_one("cpu"), complain)
+    write_page(out, complain)
 
 
 @bench.command("files")

@@ -34,9 +34,7 @@ Data = Annotated[
 DeviceName = Annotated[
     str | None, typer.Option(help="cpu, cuda or cuda:N; else the best that is present.")
 ]
-_STUDIES_HELP = (
-    "digits, frontier, cifar10-small (hours on a CPU) or paper (13 hours or more on a GPU)"
-)
+_STUDIES_HELP = "digits, frontier, cifar10-small (hours on a CPU) or paper (16 hours on a GPU)"
 StudyName = Annotated[str, typer.Option(help=f"{_STUDIES_HELP}.")]
 ShownName = Annotated[
     str | None,

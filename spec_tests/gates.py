@@ -510,6 +510,7 @@ ALIKE = (
         ("no_grad", "inference_mode"),
         "there is no gradient to be wrong",
     ),
+    Alike(("G5: *",), ("rest wants no gradient",), "there is no gradient to be wrong"),
     Alike(
         ("G1: gradient *", "G7: *kept weights only", "G8: *"),
         ("density 1",),
@@ -567,6 +568,10 @@ ALIKE = (
         ("vmap",),
         "a tensor under vmap is a new object in each call, so that nothing is remembered",
     ),
+    Alike(("M4: ties are counted *",), ("numel < 10",), "every dtype can count so few"),
+    Alike(("M9: a mask is kept *",), ("density 1",), "all weights are kept"),
+    Alike(("P10: *",), ("last layer",), "the mask for all layers of a shape is the last one's own"),
+    Alike(("P3: *",), ("strategy one_layer",), "the first and the last of a shape are drawn alike"),
     Alike(("G8: *",), ("numel < 10",), "the mistake is in layers of more than 10,000 weights"),
     Alike(
         ("X8: *",),
@@ -580,7 +585,7 @@ ALIKE = (
     ),
     Alike(("W2: the mask *", "W3: statistics move in eval*"), ("training",), "it is right there"),
     Alike(
-        ("W3: statistics move in eval*",),
+        ("W2: the mask *", "W3: statistics move in eval*"),
         ("a dropout that drops",),
         "which drops in training alone, where the mistake is right",
     ),

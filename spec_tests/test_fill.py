@@ -36,6 +36,7 @@ def numbered(shapes: Shapes, strategy: Drawn) -> dict[str, Tensor]:
 @clause("F1")
 @given(shapes=st.one_of(shape_sets, repeated_shape_sets()), strategy=strategies())
 @example({"a.weight": MORE_THAN_16_BITS, "b.weight": torch.Size([7, 3])}, Drawn("mask"))
+@example({"a.weight": torch.Size([3, 5])}, Drawn("mask"))
 @example({"a.weight": MORE_THAN_16_BITS, "b.weight": torch.Size([7, 3])}, Drawn("rp", 0.57))
 @under(MODES)
 def test_index_formula(shapes: Shapes, strategy: Drawn) -> None:
@@ -100,6 +101,8 @@ def test_one_layer_shares_by_shape(shapes: Shapes, seed: int) -> None:
 
 @clause("F5")
 @given(shapes=shape_sets, strategy=strategies(), seed=seeds, dtype=st.sampled_from(DTYPES))
+@example({"a.weight": torch.Size([4, 5])}, Drawn("rp", 0.005), 0, torch.float32)
+@example({"a.weight": torch.Size([4, 5])}, Drawn("rp", 0.005), 1, torch.float32)
 @under(MODES)
 def test_filled_weights_are_frozen_copies(
     shapes: Shapes, strategy: Drawn, seed: int, dtype: torch.dtype

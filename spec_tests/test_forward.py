@@ -227,20 +227,22 @@ def test_arguments_reach_the_model(case: str, context: Network) -> None:
     """
     context = context.of(case)
     part, x = model_in(context, case)
-    needs(part, x)
+    for mode in ("as usual", "autocast"):
+        with MODES[mode]():
+            needs(part, x)
     model = Called(part).train(context.train)
     state = put_into(context, pemn.init(model, context.strategy.value, seed=context.seed))
     y = torch.full_like(x, 0.5) if x.is_floating_point() else torch.zeros_like(x)
     names = ("weights", "scores", "rest", "buffers", "model", "state", "inputs", "kwargs", "strict")
     by = {name: float(i) for i, name in enumerate(names, start=2)}
     plain = plain_of(model, state, context.density).requires_grad_()
-    for mode in ("as usual", context.mode):
+    for mode in ("as usual", "autocast", context.mode):
         with same_draws(mode):
             got = pemn.masked_forward(model, *state, x, y, density=context.density, **by)
         with same_draws(mode):
             expected = plain(x, y, **by)
-        torch.testing.assert_close(got, expected, **close_for(model))
-        assert_alike(model, dict(state.buffers), dict(plain.named_buffers()))
+        torch.testing.assert_close(got, expected, **close_for(model, mode))
+        assert_alike(model, dict(state.buffers), dict(plain.named_buffers()), mode)
         if mode == "as usual":
             got["out"].square().mean().backward()
             expected["out"].square().mean().backward()
@@ -282,12 +284,12 @@ HOOKED = {
 @clause("W8", "SHOULD")
 @pytest.mark.parametrize("case", sorted([*CASES, *HOOKED]))
 @few()
-@given(context=networks)
-def test_materialize_goes_by_name(case: str, context: Network) -> None:
+@given(context=networks, dtype=dtypes)
+def test_materialize_goes_by_name(case: str, context: Network, dtype: torch.dtype) -> None:
     """A model is materialised even if its state_dict is made of copies or has other names, as with
     hooks and wrappers, or has extra state: tied tensors under each name, the extra state as it is.
     """
-    context = context.of(case).finite()
+    context = context.of(case).finite()._replace(dtype=dtype)
     model = (
         built(HOOKED[case], 0)
         if case in HOOKED
@@ -302,10 +304,12 @@ def test_materialize_goes_by_name(case: str, context: Network) -> None:
 @clause("W10")
 @pytest.mark.parametrize("case", sorted(CASES))
 @few()
-@given(context=networks)
-def test_init_and_materialize_modify_nothing(case: str, context: Network) -> None:
+@given(context=networks, dtype=dtypes)
+def test_init_and_materialize_modify_nothing(
+    case: str, context: Network, dtype: torch.dtype
+) -> None:
     """init and materialize leave model, state and the global random states as they are."""
-    context = context.of(case).finite()
+    context = context.of(case).finite()._replace(dtype=dtype)
     model, _ = model_in(context, case)
     frozen = [p.requires_grad for p in model.parameters()]
     with untouched(model), torch.random.fork_rng(devices=[]):
@@ -397,7 +401,8 @@ def test_model_holds_the_same_objects(case: str, context: Network) -> None:
     or tensor has several names, forward sets a buffer that was None, or forward raises. A second
     call works.
     """
-    context, density = context.of(case).finite(), context.density
+    context = context.of(case)
+    density = context.density
     if case in HELD:
         model = built(HELD[case], 0).double().train(context.train)
         inputs = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(3, 4)
@@ -416,7 +421,8 @@ def test_model_holds_the_same_objects(case: str, context: Network) -> None:
                 out.sum().backward()
             with mode(), pytest.raises(TypeError):
                 pemn.masked_forward(model, *state, inputs, inputs, density=density)
-        pemn.materialize(model, state, density=density)
+        finite = state._replace(scores={n: s.detach().sign() for n, s in state.scores.items()})
+        pemn.materialize(model, finite, density=density)
 
 
 @clause("W12", "SHOULD")

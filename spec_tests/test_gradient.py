@@ -3,13 +3,16 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from spec_tests import oracle
 from spec_tests.clauses import clause
 from spec_tests.draws import (
+    KINDS,
+    LARGE,
+    LAYOUTS,
     WITH_GRADIENT,
     Network,
     Shapes,
@@ -111,6 +114,9 @@ def test_gradient_at_special_scores(scores: Tensor, density: float, seed: int) -
 
 @clause("G8")
 @given(scores=layers(), density=fractions, seed=seeds, twice=st.booleans(), beside=tiny_layers())
+@example(KINDS["tied"](random_scores(LARGE[1], 0)), 0.005, 1, False, {})
+@example(random_scores(LARGE[3], 0), 0.5, 0, True, {})
+@example(LAYOUTS["channels last"](random_scores(LARGE[2], 0)), 0.5, 2, True, {})
 @under(WITH_GRADIENT)
 def test_straight_through_in_every_layer(
     scores: Tensor, density: float, seed: int, twice: bool, beside: Shapes
@@ -120,6 +126,8 @@ def test_straight_through_in_every_layer(
     """
     weight, upstream = (random_scores(scores.shape, seed + i, scores.dtype) for i in (1, 2))
     weights = {"first": torch.ones(2, 3), "layer": weight, "last": torch.ones(3, 2)}
+    if seed % 2:
+        weights = {"layer": weight.requires_grad_(), "last": torch.ones(3, 2)}
     weights |= {name: torch.ones(shape) for name, shape in beside.items()}
     of_all = {n: torch.ones(w.shape, requires_grad=True) for n, w in weights.items()}
     of_all["layer"] = scores.requires_grad_()
@@ -129,7 +137,7 @@ def test_straight_through_in_every_layer(
         assert torch.equal(masked, weight * oracle_mask(scores, density))
         masked.backward(upstream, retain_graph=True)
         assert scores.grad is not None
-        assert torch.equal(scores.grad, upstream * weight * sign(scores))
+        assert torch.equal(scores.grad, upstream * weight.detach() * sign(scores))
         if twice:
             scores.data.copy_(-scores.data.flip(0))
         else:
@@ -183,10 +191,10 @@ def test_rest_gets_plain_gradients(case: str, context: Network) -> None:
     context = context._replace(frozen="some" if context.frozen == "all" else context.frozen)
     model, state, inputs = network_in(context, case)
     plain = plain_of(model, state, context.density).requires_grad_()
-    for _ in range(2):  # gradients of several calls add up
-        with same_draws():
+    for mode in ("as usual", "float64 by default"):  # gradients of several calls add up
+        with same_draws(mode):
             plain(inputs).square().mean().backward()
-        with same_draws():
+        with same_draws(mode):
             out = pemn.masked_forward(model, *state, inputs, density=context.density)
             out.square().mean().backward()
         for name, tensor in state.rest.items():

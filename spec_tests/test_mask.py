@@ -39,6 +39,7 @@ from spec_tests.subject import pemn
 # Both are wrong in floating point: the released int((1 - density) * n) drops one too few, and
 # ceil(density * n) keeps one too many.
 TRUNCATED = [(90, 0.3), (10, 0.9), (100, 0.07), (1000, 0.33), (50, 0.14), (1, 1e-9)]
+TRUNCATED += [(25, 0.56), (6000, 0.0085)]
 
 
 def assert_oracle_mask(scores: Tensor, density: float, *alike: Tensor) -> None:
@@ -75,6 +76,8 @@ def assert_keeps_largest(scores: Tensor, density: float) -> None:
 @example(TRUNCATED[3])
 @example(TRUNCATED[4])
 @example(TRUNCATED[5])
+@example(TRUNCATED[6])
+@example(TRUNCATED[7])
 @under(MODES, every=True)
 def test_kept_count(drawn: tuple[int, float]) -> None:
     """A layer keeps ceil(density * n) weights, the density rounded to 12 decimals, and at least
@@ -121,6 +124,7 @@ def test_largest_magnitudes_are_kept(scores: Tensor, density: float) -> None:
 @example(-torch.ones(2, 3, dtype=torch.bfloat16), 0.9)
 @example(torch.ones(1000, dtype=torch.bfloat16), 0.1)  # more ties than it counts
 @example(torch.ones(5000, dtype=torch.float16), 0.1)
+@example(torch.ones((1000, 1, 1, 1), dtype=torch.bfloat16), 0.1)
 @under(MODES)
 def test_ties_drop_the_earlier(scores: Tensor, density: float) -> None:
     """Of equal |score| the earlier in row-major order are dropped first."""
@@ -222,6 +226,8 @@ def test_density_of_each_layer(layers: Layers, drawn: list[float]) -> None:
     """
     weights, scores = layers
     density = dict(zip(reversed(weights), cycle(drawn), strict=False))
+    if torch.is_grad_enabled():
+        next(iter(weights.values())).requires_grad_()
     masked = pemn.apply_mask(weights, scores, density=density)
     assert list(masked) == list(weights)
     for name, weight in weights.items():

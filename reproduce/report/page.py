@@ -84,7 +84,7 @@ def _page(ledger: Path, studies: _Studies) -> str:
         plotted = len({value.cell for value in REPORTED})
         parts += [
             "## The paper",
-            f"{len(measured(cells, rows))} of {len(cells)} cells are measured: the paper plots"
+            f"{len(measured(cells, rows))} of {len(cells)} cells measured: the paper plots"
             f" {plotted}, the others are our controls.",
             *(_picture(stem, title(values)) for stem, values in PAPER_FIGURES.items()),
             *_notes(ledger, "paper"),

@@ -49,7 +49,7 @@ def test_page_and_its_pictures_are_made_from_the_ledger(tmp_path: Path, command:
     pictures = set(re.findall(r"\(([\w.-]+\.(?:png|svg))\)", page))
     assert {str(out / name) for name in [*pictures, NAME]} == set(output.splitlines())
     assert {path.name for path in out.iterdir()} == {*pictures, NAME, "locks"}
-    assert "1 of 174 cells are measured" in page
+    assert "1 of 174 cells measured" in page
     assert "| rp_1e-3 | 88.51 | 1 | 87.00 | - | 88.00 | -0.51 |" in page
     paper, smaller = page.split("## Smaller studies")
     assert "digits" not in paper.partition("## The paper")[2]
