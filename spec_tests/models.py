@@ -524,7 +524,6 @@ def assert_straight_through(
             straight = gradient * weight.detach() * sign(scores)
             assert_alike(model, scores.grad, straight.to(scores.dtype), mode)
         if weight.requires_grad:
-            assert weight.grad is not None
             # Of a weight that was drawn as 0 the product does not show whether it was kept.
             assert weight.grad is not None, f"no gradient reaches {name}"
             shown = weight.detach() != 0
