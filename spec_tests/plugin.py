@@ -224,7 +224,8 @@ def _case(name: str, failing: str) -> str:
     """A failed test in a line: its name with its parameters, and Hypothesis's example."""
     if not failing.startswith(name):  # a name that is missing, or a test that does not end
         return failing
-    example = re.search(r" example: \w+\(\n(.*?),\n\)", failing, re.DOTALL)
+    # Newer versions of Hypothesis call it an example only where the test names it.
+    example = re.search(r" (?:example|test case): \w+\(\n(.*?),\n\)", failing, re.DOTALL)
     return f"{name}: {' '.join(example[1].split())}" if example else name
 
 

@@ -39,6 +39,13 @@ def linear_state(**changes: dict[str, Tensor]) -> tuple[nn.Module, Any]:
     return model, pemn.init(model, pemn.mp, seed=0)._replace(**changes)
 
 
+def traced() -> Any:
+    """A linear layer of which torch has recorded the operations."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated, and used
+        return torch.jit.trace(nn.Linear(4, 2), torch.ones(1, 4))
+
+
 @clause("E1", "SHOULD")
 @given(density=outside)
 def test_density_outside(density: float) -> None:
@@ -112,10 +119,9 @@ def test_weights_that_are_not_plain_parameters() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit is deprecated, and used
         scripted = nn.Sequential(nn.Linear(4, 4), torch.jit.script(nn.Sequential(nn.Linear(4, 2))))
-        traced = torch.jit.trace(nn.Linear(4, 2), torch.ones(1, 4))
         harmless = nn.Sequential(nn.Linear(4, 2), torch.jit.script(nn.ReLU()))
     refuses(lambda: pemn.maskable_shapes(scripted), "1 is scripted")
-    refuses(lambda: pemn.maskable_shapes(traced), "scripted")
+    refuses(lambda: pemn.maskable_shapes(traced()), "scripted")
     assert list(pemn.maskable_shapes(harmless)) == ["0.weight"]
 
 
@@ -210,6 +216,10 @@ WEIGHT = {"weight": torch.ones(2)}
         (
             lambda: pemn.maskable_shapes(nn.LazyLinear(3)),
             "weight must be a plain real parameter, not lazy or computed",
+        ),
+        (
+            lambda: pemn.maskable_shapes(traced()),
+            "the model is scripted: pass the module it was made from",
         ),
         (
             lambda: pemn.apply_mask(WEIGHT, WEIGHT, density={}),

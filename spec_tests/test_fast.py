@@ -9,17 +9,18 @@ from torch import Tensor
 import pemn_ref as pemn
 from pemn_ref import fast
 from spec_tests.draws import DTYPES, random_scores
-from spec_tests.models import CASES, built
+from spec_tests.models import CASES, Called, built
 
 
 def layers(dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Weights and scores of layers of equal and other sizes, with ties, NaN, infinity, layouts."""
+    """Layers of equal and other sizes; scores with ties, NaN, infinity, other layout and dtype."""
     shapes = {"a": (4, 3, 2, 2), "b": (8, 6), "c": (6, 8), "d": (5,), "e": (4, 3, 2, 2)}
     weights = {n: random_scores(shape, i, dtype) for i, (n, shape) in enumerate(shapes.items())}
     scores = {n: random_scores(w.shape, i + 9, dtype) for i, (n, w) in enumerate(weights.items())}
     scores["b"] = scores["b"].round()
     scores["c"].view(-1)[:5] = torch.tensor([math.nan, math.inf, -math.inf, 0.0, -0.0])
-    scores["e"] = scores["e"].to(memory_format=torch.channels_last)
+    scores["d"] = scores["d"].double()
+    scores["e"] = scores["e"].to(torch.float64, memory_format=torch.channels_last)
     return weights, {name: values.requires_grad_() for name, values in scores.items()}
 
 
@@ -44,11 +45,24 @@ def test_masks_and_gradients_have_the_bits_of_the_reference(
 
 @pytest.mark.parametrize("case", sorted(CASES))
 def test_networks_have_the_bits_of_the_reference(case: str) -> None:
-    model = built(CASES[case].build, 0).eval()
+    model = Called(built(CASES[case].build, 0)).eval()
     state = pemn.init(model, pemn.rp(0.1), seed=0)
     inputs = CASES[case].inputs(torch.Generator().manual_seed(0))
-    expected = pemn.masked_forward(model, *state, inputs, density=0.5)
-    assert torch.equal(fast.masked_forward(model, *state, inputs, density=0.5), expected)
+    call = (*state, inputs, torch.zeros_like(inputs))
+    expected = pemn.masked_forward(model, *call, density=0.5, weights=2.0)
+    got = fast.masked_forward(model, *call, density=0.5, weights=2.0)
+    assert torch.equal(got["out"], expected["out"])
+    assert got["by"] == expected["by"] == {"weights": 2.0}
+
+
+def test_a_device_without_autocast() -> None:
+    half = {"a": torch.ones(4, 3, dtype=torch.float16, device="meta")}
+    assert fast.apply_mask(half, half, density=0.5)["a"].shape == (4, 3)
+
+
+def test_scores_that_do_not_fit_the_weights() -> None:
+    with pytest.raises(ValueError, match=r"^scores do not fit the weights: a is missing$"):
+        fast.apply_mask({"a": torch.ones(2)}, {}, density=0.5)
 
 
 def test_mask_of_one_layer() -> None:

@@ -677,6 +677,15 @@ def test_message_of_load(model: nn.Module, message: str) -> None:
         ),
         ({"scores": {}}, "the scores do not fit the model: weight is missing"),
         (
+            {"weights": {"weight": torch.ones(4, 5), "bias": torch.ones(4)}, "rest": {}},
+            "the weights do not fit the model: bias is not expected",
+        ),
+        (
+            {"rest": {"bias": torch.ones(4, dtype=torch.complex64)}},
+            "rest/bias has dtype torch.complex64, a file only has I64, F64, F32, I32, BF16, F16, "
+            "I16, I8, U8, BOOL",
+        ),
+        (
             {"weights": {"weight": torch.arange(20.0).reshape(4, 5)}},
             "weight is not filled from the prototype of Strategy(name='rp', ratio=0.1): pass the "
             "weights as init made them, and the strategy they were made with",
@@ -765,6 +774,8 @@ def test_what_is_no_regular_file_is_not_replaced(
 
 def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
     """In another process: if it hangs, it can be ended."""
+    with pytest.raises(ValueError, match=f"^{re.escape(str(tmp_path))}: not a regular file$"):
+        pemn.inspect(tmp_path)
     os.mkfifo(tmp_path / "fifo")
     program = (
         "import sys, torch; from pemn_ref import file\n"

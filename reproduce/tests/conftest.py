@@ -4,6 +4,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+# Before a device flushes subnormal numbers, as in the command itself: numpy 2.0 would warn of it.
+import numpy.ma  # noqa: F401
 import pytest
 
 from reproduce.__main__ import main
