@@ -47,9 +47,9 @@ class Device:
     def runner(
         self, tensors: Sequence[Tensor], *, record: bool
     ) -> Callable[[Gradients, Batch], Tensor]:
-        """What runs a function again and again that fills ``.grad`` of ``tensors``.
+        """What calls a function that fills ``.grad`` of ``tensors``, step after step.
 
-        On a CPU it calls the function, and on a GPU unless to ``record``: see ``Recorder``.
+        On a GPU it may ``record`` the function and replay it: see ``Recorder``.
         """
         return Recorder(tensors) if record and not self._on_cpu else _call
 
