@@ -47,8 +47,14 @@ settings.register_profile(
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=[HealthCheck.too_slow],
 )
-settings.register_profile("random", max_examples=50, deadline=None, print_blob=True)
-settings.register_profile("thorough", max_examples=500, deadline=None, print_blob=True)
+for name, examples in {"random": 50, "thorough": 500}.items():
+    settings.register_profile(
+        name,
+        max_examples=examples,
+        deadline=None,
+        print_blob=True,
+        phases=settings.get_profile("ci").phases,
+    )
 
 
 Some = TypeVar("Some")
