@@ -44,12 +44,14 @@ class Device:
         if self.torch.type == "cuda":
             torch.cuda.synchronize(self.torch)
 
-    def runner(self, tensors: Sequence[Tensor]) -> Callable[[Gradients, Batch], Tensor]:
-        """What runs a function again and again that fills ``.grad`` of ``tensors``.
+    def runner(
+        self, tensors: Sequence[Tensor], *, record: bool
+    ) -> Callable[[Gradients, Batch], Tensor]:
+        """What calls a function that fills ``.grad`` of ``tensors``, step after step.
 
-        On a CPU it calls the function; on a GPU see ``Recorder``.
+        On a GPU it may ``record`` the function and replay it: see ``Recorder``.
         """
-        return _call if self._on_cpu else Recorder(tensors)
+        return Recorder(tensors) if record and not self._on_cpu else _call
 
     @property
     def fused(self) -> bool:

@@ -38,6 +38,8 @@ class Network(NamedTuple):
     state: pemn.State | None
     """None where dense: the tensors are those of ``model``. For a family of the byte frontier
     ``weights`` are what it has beside the scores."""
+    recordable: bool = True
+    """Whether a GPU can record its step: in most families of the byte frontier the host waits."""
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -126,7 +128,7 @@ def _family_network(cell: Cell, model: nn.Module, seed: int) -> Network:
         return make_weights(family, {**state.scores, **beside}, choice, lambda tensor, _: tensor)
 
     logits = _called(model, make, {**state.rest, **state.buffers})
-    return Network(model, logits, trained, storage_of(cell, model), state)
+    return Network(model, logits, trained, storage_of(cell, model), state, recordable=False)
 
 
 def masked_network(cell: Cell, model: nn.Module, state: pemn.State) -> Network:

@@ -37,7 +37,7 @@ class Step:
         self.network, self.device = network, device
         self.logits = network.logits
         self.optimizer = make_optimizer(recipe, network.trained, fused=device.fused)
-        self._run = device.runner(network.trained)
+        self._run = device.runner(network.trained, record=network.recordable)
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the loss."""

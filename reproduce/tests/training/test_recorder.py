@@ -78,6 +78,18 @@ def history(cell: Cell, network: Network) -> list[tuple[float, float]]:
 def test_recorded_steps_train_as_usual_ones(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Although a replay reads and writes the same memory each time, for two sizes of batch."""
     (cell,) = STUDIES["digits"].chosen(models=[family], strategies=["mp"]).shortened(5).cells
+    # Of ten full batches the first two run as usual, and of the five others, too.
+    assert replays(cell, monkeypatch) == [8, 3]
+
+
+def test_what_the_host_waits_for_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = next(cell for cell in STUDIES["frontier"].cells if cell.family == "pruned")
+    recipe = cell.recipe.changed(epochs=2)
+    assert replays(replace(cell, recipe=recipe), monkeypatch) == []
+
+
+def replays(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How often each recording was replayed; the network must become the same as without them."""
     cell = replace(cell, recipe=cell.recipe.changed(batch=64))
     usual = make_network(cell, 0, DEVICE.torch)
     expected = history(cell, usual)
@@ -95,7 +107,11 @@ def test_recorded_steps_train_as_usual_ones(family: str, monkeypatch: pytest.Mon
             for name, tensor in network.tensors.items():
                 tensor.copy_(before[name])
 
-    monkeypatch.setattr(module.Device, "runner", lambda _, tensors: Recorder(tensors))
+    monkeypatch.setattr(
+        module.Device,
+        "runner",
+        lambda _, tensors, record: Recorder(tensors) if record else lambda run, batch: run(batch),
+    )
     for name, stand_in in {
         "CUDAGraph": Graph,
         "graph": recording,
@@ -107,5 +123,4 @@ def test_recorded_steps_train_as_usual_ones(family: str, monkeypatch: pytest.Mon
     assert history(cell, network) == expected
     for name, tensor in network.tensors.items():
         assert torch.equal(tensor, usual.tensors[name]), name
-    # Of ten full batches the first two run as usual, and of the five others, too.
-    assert [graph.replays for graph in graphs] == [8, 3]
+    return [graph.replays for graph in graphs]
