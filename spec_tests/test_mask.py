@@ -78,6 +78,8 @@ def assert_keeps_largest(scores: Tensor, density: float) -> None:
 @example(TRUNCATED[5])
 @example(TRUNCATED[6])
 @example(TRUNCATED[7])
+@example((10, 0.1 + 1e-13))
+@example((73, 0.013698630137))  # 1 + 1e-12 weights
 @under(MODES, every=True)
 def test_kept_count(drawn: tuple[int, float]) -> None:
     """A layer keeps ceil(density * n) weights, the density rounded to 12 decimals, and at least
