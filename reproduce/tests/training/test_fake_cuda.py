@@ -42,7 +42,7 @@ def _why_not() -> str | None:
     """Why this PyTorch cannot pretend to have a GPU; None if it can."""
     try:
         with FakeTensorMode():
-            torch.empty(2, 2, device="cuda:0") @ torch.empty(2, 2, device="cuda:0")
+            torch.empty(2, 2, device="cuda:0").uniform_() @ torch.empty(2, 2, device="cuda:0")
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         return f"no fake GPU with torch {torch.__version__}: {error}"
     return None
