@@ -82,6 +82,7 @@ def counted(identifier: str, test: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(test)
     def call(*args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
         EXAMPLES[identifier] += 1
         try:
             return test(*args, **kwargs)

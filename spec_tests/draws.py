@@ -115,6 +115,7 @@ def under(modes: Modes, every: bool = False) -> Callable[[Test], Test]:
     def decorate(test: Test) -> Test:
         @functools.wraps(test)
         def call(*args: Any, **kwargs: Any) -> Any:
+            __tracebackhide__ = True
             chosen = zlib.crc32(repr((args, kwargs)).encode()) % len(modes)
             for i, (name, mode) in enumerate(modes.items()):
                 if every or i == chosen:

@@ -68,8 +68,8 @@ def distance(values: Tensor, cdf: np.ufunc) -> float:
 def assert_normal(values: Tensor, std: float) -> None:
     """Mean 0, the given standard deviation, and the shape of a normal distribution."""
     count = values.numel()
-    assert abs(values.double().mean()) < 6 * std / math.sqrt(count)
     assert abs(values.double().std() / std - 1) < 6 / math.sqrt(2 * count)
+    assert abs(values.double().mean()) < 6 * std / math.sqrt(count)
     normal = np.frompyfunc(lambda x: 0.5 * (1 + math.erf(x / std / math.sqrt(2))), 1, 1)
     assert distance(values, normal) < 3  # by chance: 3e-8
 
