@@ -228,9 +228,6 @@ def test_density_of_each_layer(layers: Layers, drawn: list[float]) -> None:
     """
     weights, scores = layers
     density = dict(zip(reversed(weights), cycle(drawn), strict=False))
-    if torch.is_grad_enabled():
-        for tensors in layers:
-            next(iter(tensors.values())).requires_grad_()
     masked = pemn.apply_mask(weights, scores, density=density)
     assert list(masked) == list(weights)
     for name, weight in weights.items():
