@@ -170,7 +170,9 @@ def test_vmap_over_networks(case: str, train: bool, context: Network) -> None:
         with pytest.raises(IndexError):
             vmap(lambda s, b: run(s, b, ()))(scores, buffers)
     leaves = [t for t in (*states[0].rest.values(), *states[0].weights.values()) if t.requires_grad]
-    if leaves and one_by_one.requires_grad and not train:  # a norm that is trained cancels a bias
+    # Not in training, where a norm cancels a bias, nor where rounding adds up over many layers.
+    exact = all(leaf.dtype == torch.float64 for leaf in leaves)
+    if leaves and one_by_one.requires_grad and exact and not train:
         got, expected = (
             torch.autograd.grad(out.square().sum(), leaves, allow_unused=True)
             for out in (together, one_by_one)
