@@ -100,7 +100,7 @@ def places(model: nn.Module) -> dict[str, str | None]:
 
     A tensor that two modules share appears twice, once for each. A module with two names appears
     once: ``functional_call`` would swap its tensors twice, and put the wrong one back. An attribute
-    that is None maps to None. So what forward stores there does not stay in the model.
+    that is None maps to None, and then what forward stores there does not stay in the model.
     """
     parameters = {own: name for name, own in model.named_parameters()}
     buffers = {own: name for name, own in model.named_buffers()}

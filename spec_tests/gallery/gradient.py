@@ -90,7 +90,7 @@ def masked_forward(*args: Any, density: float, **kw: Any) -> Any:
     return forward_with(change, *args, density=density, **kw)
 
 
-@mistake("G7", "the network, not apply_mask, goes on with its first masks")
+@mistake("G7", "the network, not apply_mask, keeps its first masks")
 def masked_forward(*args: Any, density: float, **kw: Any) -> Any:
     def change(scores: Tensor, mask: Tensor) -> Tensor:
         first: Tensor = vars(scores).setdefault("mask", mask.detach())
