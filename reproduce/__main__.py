@@ -479,9 +479,9 @@ def _prepare(
         return
     if is_slow(where) and not on_cpu:
         complain(
-            f"error: {len(plan.missing):,} runs to train are for a GPU, not for {where}:"
-            " --on-cpu trains them all the same (plan says how long it takes), and --study"
-            " cifar10-small takes hours on a CPU"
+            f"error: what is left to train ({len(plan.missing):,} of {len(plan.runs):,} runs) is"
+            f" for a GPU, not for {where}: --on-cpu trains it all the same (plan says how long it"
+            " takes), and --study cifar10-small takes hours on a CPU"
         )
         raise typer.Exit(2)
     if not unchecked and not check_once(plan, where, data, out, console().print, together):

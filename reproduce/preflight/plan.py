@@ -10,7 +10,7 @@ from rich.table import Table
 from reproduce.preflight.cost import ASSUMPTIONS, Cost, Kind, kind, learned, size
 from reproduce.report import console
 from reproduce.report.console import duration
-from reproduce.rows.row import Failed, Row
+from reproduce.rows.row import Epoch, Failed, Row
 from reproduce.runs.store import RunStore
 from reproduce.study.cells import Cell, Study
 from reproduce.training.checkpoint import Stop
@@ -25,8 +25,8 @@ class Standing(NamedTuple):
     cell: Cell
     seed: int
     row: Row | None
-    kept: int | None
-    """Whole epochs in its checkpoint; None if it has none."""
+    kept: list[Epoch] | None
+    """Whole epochs in its checkpoint; None if there is no checkpoint."""
 
     @property
     def state(self) -> str:
@@ -38,14 +38,16 @@ class Standing(NamedTuple):
     @property
     def left(self) -> int:
         """Epochs left to train; 0 if there is a row, even that of a failure."""
-        return 0 if self.row else self.cell.recipe.epochs - (self.kept or 0)
+        return 0 if self.row else self.cell.recipe.epochs - len(self.kept or [])
 
     @property
     def line(self) -> str:
         """One line for people, with the ids of cell and run."""
         cell, state = self.cell, self.state
-        if state == "begun":
-            state = f"begun: {self.kept} of {cell.recipe.epochs} epochs"
+        if self.kept is not None:
+            state = f"begun: {len(self.kept)} of {cell.recipe.epochs} epochs"
+            for last in self.kept[-1:]:
+                state += f" (loss {last.loss:.3f}, {100 * last.accuracy:.1f} %)"
         if isinstance(self.row, Failed):
             state = f"failed: {self.row.failed}"
         return f"{describe(cell, self.seed)}  {state}  {cell.run_id(self.seed)}"
@@ -80,7 +82,7 @@ class Plan(NamedTuple):
         """How many runs are left and how long they take, for people."""
         time = duration(self.seconds(costs))
         where = f"{device.torch} ({device.hardware})"
-        return f"{len(self.missing):,} runs to train, about {time} on {where}"
+        return f"{len(self.missing):,} of {len(self.runs):,} runs to train, about {time} on {where}"
 
 
 def read_plan(study: Study, seeds: Sequence[int], out: Path, ledger: Path | None = None) -> Plan:

@@ -183,7 +183,7 @@ def stop_and_resume(where: torch.device, folder: Path) -> str:
     device = open_device(str(where))
     compare_runs(parts, whole, run, kept, device)
     same = ", with the same bits" if device.repeats else ""
-    return f"stopped after {len(kept)} epochs, resumed to epoch {_RESUMED.recipe.epochs}{same}"
+    return f"stopped after epoch {len(kept)}, resumed to epoch {_RESUMED.recipe.epochs}{same}"
 
 
 (_RESUMED,) = STUDIES["digits"].chosen(models=["convmixer"], strategies=["mp"]).shortened(10).cells

@@ -70,7 +70,7 @@ def merge(source: Path, folder: Path, say: Callable[[str], None]) -> bool:
                     append_row(target, row)
                     known[row.run] = row
                     added += 1
-        say(f"{file}: {added:,} rows added, {there:,} there already, {refused:,} not added")
+        say(f"{file}: rows added: {added:,}, there already: {there:,}, not added: {refused:,}")
         complete = complete and not refused
     return complete
 

@@ -75,10 +75,10 @@ def run_study(
     for cell, seed in wanted:
         if cell.run_id(seed) in rows:
             store.drop(cell.run_id(seed))
-    console.print(
-        f"{len(missing):,} runs to train; {len(wanted) - len(missing):,} of {len(wanted):,}"
-        f" are in {store.path} already and are not trained again; a line follows as each run ends"
-    )
+    follows = "; a line follows as each ends" if missing else ""
+    console.print(f"{len(missing):,} of {len(wanted):,} runs to train{follows}")
+    if len(missing) < len(wanted):
+        console.print(f"the others are in {store.path} already and are not trained again")
     for row in rows.values():
         if study.outdates(row.configuration):
             console.print(f"{row.run} is stale: of an older recipe, and not counted")

@@ -114,14 +114,14 @@ def _content(network: Network, optimizer: torch.optim.Optimizer, at: _Position) 
     return {"tensors": tensors, "optimizer": optimizer.state_dict(), "position": position}
 
 
-def epochs_kept(checkpoint: Checkpoint) -> int:
-    """The number of whole epochs in a checkpoint; 0 if it was never written.
+def epochs_kept(checkpoint: Checkpoint) -> list[Epoch]:
+    """The whole epochs in a checkpoint; none if it was never written.
 
     Raises:
         CheckpointError, OSError: as ``train``.
     """
     content = checkpoint.read()
-    return len(_position(checkpoint, content).history) if content else 0
+    return _position(checkpoint, content).history if content else []
 
 
 def _position(checkpoint: Checkpoint, content: dict[str, Any]) -> _Position:

@@ -206,7 +206,7 @@ def test_a_fast_device_trains_the_cells_themselves_on_their_data_if_that_is_ther
 
 def test_a_run_that_is_stopped_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     said = stop_and_resume(CPU.torch, tmp_path)
-    assert said == "stopped after 2 epochs, resumed to epoch 10, with the same bits"
+    assert said == "stopped after epoch 2, resumed to epoch 10, with the same bits"
 
 
 @pytest.mark.parametrize(
@@ -326,7 +326,7 @@ def test_every_point_is_a_line_and_one_that_fails_stops_no_other(
     assert points.check(plan, CPU.torch, None, tmp_path, lines.append)
     names = ["data", "disk", "resuming", "numbers", "training", "memory", "time"]
     assert [line.split(":")[0].split() for line in lines] == [["ok", name] for name in names]
-    assert "9 runs to train, about" in lines[-1]
+    assert "9 of 9 runs to train, about" in lines[-1]
     assert "convmixer-d2-w32 on digits" in lines[-1]
 
     def fail(*_: object) -> str:
@@ -446,7 +446,7 @@ def test_cells_of_the_paper_are_refused_on_a_cpu_and_nothing_is_measured_first(
     out = tmp_path / "runs"
     code, output, errors = command(*PAPER, out)
     assert (code, output) == (2, "")
-    assert errors.startswith("error: 2 runs to train are for a GPU")
+    assert errors.startswith("error: what is left to train (2 of 2 runs) is for a GPU")
     assert "--on-cpu" in errors
     assert "--study cifar10-small" in errors
     assert errors.count("\n") == 1
@@ -464,7 +464,7 @@ def test_cells_of_the_paper_are_trained_after_a_check_alone(
     monkeypatch.setattr("reproduce.runs.study.load", none)
     result, output, errors = command(*PAPER, tmp_path, "--on-cpu")
     assert result == code
-    assert ("2 runs to train" in output) == good
+    assert ("2 of 2 runs to train" in output) == good
     assert ("nothing is trained" in errors) == (not good)
 
 
@@ -501,7 +501,7 @@ def test_an_option_leaves_the_check_out(
     monkeypatch.setattr("reproduce.runs.study.load", none)
     code, output, _ = command(*PAPER, tmp_path, "--on-cpu", "--unchecked")
     assert code == 3
-    assert "2 runs to train" in output
+    assert "2 of 2 runs to train" in output
 
 
 def test_nothing_is_checked_where_nothing_is_left(tmp_path: Path, command: Command) -> None:
@@ -509,4 +509,4 @@ def test_nothing_is_checked_where_nothing_is_left(tmp_path: Path, command: Comma
     write_rows(tmp_path / "paper.jsonl", [failed_row_of(cell) for cell in cells])
     code, output, _ = command(*PAPER, tmp_path)
     assert code == 3
-    assert "0 runs to train; 2 of 2" in output
+    assert "0 of 2 runs to train" in output

@@ -14,6 +14,7 @@ from reproduce.preflight import cost
 from reproduce.preflight.cost import Cost, kind, learned, measure, size
 from reproduce.preflight.plan import Plan, Standing, make_table, read_plan
 from reproduce.report.console import duration
+from reproduce.rows.row import Epoch
 from reproduce.runs.store import RunStore
 from reproduce.study.cells import Cell, ConvMixer, Study
 from reproduce.study.recipes import CONVMIXER
@@ -81,9 +82,13 @@ def test_command_lists_them_and_what_is_left(out: Path, command: Command) -> Non
     dense, mask, one_layer, mp = (cell.run_id(0) for cell in DIGITS.cells[:4])
     assert f"dense      seed 0  done  {dense}" in lines
     assert f"mask       seed 0  failed: the loss is nan  {mask}" in lines
-    assert f"one_layer  seed 0  begun: 2 of 25 epochs  {one_layer}" in lines
+    kept = read_plan(DIGITS, [0], out).runs[2].kept
+    assert kept
+    last = kept[-1]
+    begun = f"begun: 2 of 25 epochs (loss {last.loss:.3f}, {100 * last.accuracy:.1f} %)"
+    assert f"one_layer  seed 0  {begun}  {one_layer}" in lines
     assert f"mp         seed 0  to train  {mp}" in lines
-    assert "7 runs to train, about " in lines
+    assert "7 of 9 runs to train, about " in lines
 
 
 def test_plan_of_many_models_has_lines_for_exceptions_alone_and_makes_no_folder(
@@ -151,7 +156,8 @@ def test_table_of_the_paper_fits_80_columns_and_has_a_line_for_each_group() -> N
 
 def planned(study: Study, left: int) -> Plan:
     """A plan whose runs have ``left`` epochs left each."""
-    runs = [Standing(c, 0, None, c.recipe.epochs - left) for c in study.cells]
+    epoch = Epoch(1.0, 0.5, 2.0)
+    runs = [Standing(c, 0, None, [epoch] * (c.recipe.epochs - left)) for c in study.cells]
     return Plan(study, runs, [])
 
 

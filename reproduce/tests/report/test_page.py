@@ -156,7 +156,7 @@ def test_run_prints_the_table_of_the_command(tmp_path: Path, command: Command) -
         "run", "--only", MP.run_id(0), "--seeds", "1", "--device", "cpu", "--out", tmp_path
     )
     assert code == 0
-    assert "0 runs to train" in output
+    assert "0 of 1 runs to train" in output
     assert table in output
 
 
@@ -167,7 +167,7 @@ def test_merge_says_by_its_exit_code_whether_all_was_taken(
     arguments = ("ledger", "merge", tmp_path / "other", "--ledger", tmp_path / "ledger")
     code, output, errors = command(*arguments)
     assert (code, errors) == (0, "")
-    assert "1 rows added" in output
+    assert "rows added: 1" in output
     write_rows(tmp_path / "other" / "digits.jsonl", [row_of(MP, accuracy=0.9)])
     code, output, _ = command(*arguments)
     assert code == 3

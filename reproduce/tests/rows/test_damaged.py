@@ -139,7 +139,7 @@ def test_damaged_rows_are_named_line_by_line_and_enter_no_table(tmp_path: Path) 
     assert make_table(GROUP, rows) == make_table(GROUP, [GOOD])
     check(said)
     assert not ledger.merge(path, tmp_path / "other", said.append)
-    assert said.pop().endswith(f": 1 rows added, 0 there already, {len(lines):,} not added")
+    assert said.pop().endswith(f": rows added: 1, there already: 0, not added: {len(lines):,}")
     check(said)
     assert (tmp_path / "other" / "digits.jsonl").read_bytes() == line_of(GOOD)
     assert RunStore(tmp_path, "digits", said.append).rows() == {GOOD.run: GOOD}

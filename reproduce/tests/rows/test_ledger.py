@@ -80,7 +80,7 @@ def test_rows_are_taken_failed_ones_too_and_the_source_is_as_it_was(merging: Mer
     assert merging.rows == ROWS
     assert (merging.source / "digits.jsonl").read_bytes() == before
     assert [path.name for path in merging.source.iterdir()] == ["digits.jsonl"]
-    assert merging.said[-1].endswith("3 rows added, 0 there already, 0 not added")
+    assert merging.said[-1].endswith("rows added: 3, there already: 0, not added: 0")
 
 
 def test_merging_again_adds_only_what_is_new(merging: Merge) -> None:
@@ -90,7 +90,7 @@ def test_merging_again_adds_only_what_is_new(merging: Merge) -> None:
     assert merging()
     assert merging.rows == ROWS
     assert merging.said == [
-        f"{merging.source / 'digits.jsonl'}: 1 rows added, 3 there already, 0 not added"
+        f"{merging.source / 'digits.jsonl'}: rows added: 1, there already: 3, not added: 0"
     ]
 
 
@@ -135,7 +135,7 @@ def test_what_does_not_count_is_named_and_all_else_taken(
     assert path.read_bytes() == before
     assert merging.said[0].startswith(f"{path}, line 2 is not added: ")
     assert word in merging.said[0]
-    assert merging.said[1] == f"{path}: 2 rows added, 0 there already, 1 not added"
+    assert merging.said[1] == f"{path}: rows added: 2, there already: 0, not added: 1"
 
 
 def test_file_of_no_study_is_named(merging: Merge) -> None:

@@ -89,7 +89,7 @@ def test_rows_table_and_figure_are_made_once(command: RunCommand) -> None:
     code, output, errors = command(*SMALL)
     assert (code, errors) == (0, "")
     assert "demonstration, not a cell of the paper" in output
-    assert "4 runs to train; 0 of 4" in output
+    assert "4 of 4 runs to train; a line" in output
     assert sorted(path.name for path in command.out.iterdir()) == [
         *("checkpoints", "digits-convmixer-d2-w32-1-epochs.png"),
         *("digits-convmixer-d2-w32-1-epochs.svg", "digits.jsonl", "files", "locks"),
@@ -99,7 +99,7 @@ def test_rows_table_and_figure_are_made_once(command: RunCommand) -> None:
 
     code, output, errors = command(*SMALL)
     assert (code, errors) == (0, "")
-    assert "0 runs to train; 4 of 4" in output
+    assert "0 of 4 runs to train\n" in output
     assert command.rows() == first
 
 
@@ -204,7 +204,7 @@ def test_torn_row_is_moved_aside_and_trained_again(command: RunCommand) -> None:
     code, output, _ = command(*SMALL)
     assert code == 0
     assert "was torn" in output
-    assert "1 runs to train; 3 of 4" in output
+    assert "1 of 4 runs to train" in output
     assert times_aside(command.rows()) == times_aside(whole)
 
 
@@ -293,7 +293,7 @@ def test_lines_that_are_no_rows_are_said_and_left_and_nothing_else_is_touched(
         assert said.count(f"{path}, line 5 does not count: ") == 1
         assert said.count(f"{path}, line 6 does not count: ") == 1
     assert "at `$.run`" in more
-    assert "0 runs to train; 4 of 4" in more
+    assert "0 of 4 runs to train\n" in more
     assert path.read_bytes() == lines
     assert (precious.exists(), other.exists(), left.exists()) == (True, True, False)
 
@@ -322,7 +322,7 @@ def test_ctrl_c_leaves_whole_rows_and_the_next_run_goes_on(command: RunCommand) 
     assert len(list(command.out.glob("checkpoints/*"))) == 1
 
     _, output, _ = command(*arguments)
-    assert f"{3 - done} runs to train; {done} of 3" in output
+    assert f"{3 - done} of 3 runs to train" in output
     assert not list(command.out.glob("checkpoints/*"))
     assert [row["seed"] for row in command.rows()] == [0, 1, 2]
 
@@ -416,7 +416,7 @@ def test_run_that_diverges_has_a_failed_row_and_the_next_goes_on(
 
     code, output, _ = command()
     assert code == 3
-    assert "0 runs to train; 2 of 2" in output
+    assert "0 of 2 runs to train" in output
     assert command.rows() == rows
 
     code, output, _ = command("--strategy", "rp_1e-2")
