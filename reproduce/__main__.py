@@ -19,6 +19,7 @@ from reproduce.options import (
     COST,
     MOST,
     RESULTS,
+    RUNS,
     All,
     Data,
     Datasets,
@@ -94,7 +95,7 @@ def run(
     ] = None,
     device: DeviceName = None,
     data: Data = None,
-    out: Out = Path("runs"),
+    out: Out = RUNS,
     ledger: Rows = None,
     on_cpu: Annotated[
         bool, typer.Option("--on-cpu", help="Train cells of the paper even without a GPU.")
@@ -121,9 +122,9 @@ def run(
     By default a small ConvMixer on digits, about a minute of training on a CPU: a demonstration,
     not a cell of the paper. The same command resumes what was stopped or killed, and any number of
     processes may share a folder. Before it trains cells of the paper it does what check does, once
-    for each folder, machine, device and version. Exit codes: 0 all done, 2 bad input or files, or
-    a failed check, 3 some runs failed or were skipped, 4 stopped by --max-minutes, 130 or 143
-    interrupted.
+    for each folder, machine, device, version and choice of cells. Exit codes: 0 all done, 2 bad
+    input or files, or a failed check, 3 some runs failed or were skipped, 4 stopped by
+    --max-minutes, 130 or 143 interrupted.
     """
     # Imported here: they load torch, for which --help should not wait, and Ctrl-C may come.
     load_torch()
@@ -158,7 +159,9 @@ def run(
         if wanted.name == "paper":
             found = read_plan(wanted, numbers, out, ledger)
             _prepare(found, where, data, out, on_cpu, unchecked, cells_per_gpu or 1)
-        train = train or partial(train_here, open_device(str(where)))
+        if train is None:
+            with naming("--device"):
+                train = partial(train_here, open_device(str(where)))
         if max_minutes is not None:
             max_minutes -= (time.monotonic() - start) / 60  # of the check
         with stopping(max_minutes) as stop:
@@ -193,7 +196,7 @@ def plan(
     seed: Seed = None,
     device: DeviceName = None,
     data: Data = None,
-    out: Out = Path("runs"),
+    out: Out = RUNS,
     ledger: Rows = None,
 ) -> None:
     """List what run would train, and how long that takes on this device.
@@ -233,7 +236,7 @@ def check(
     only: Ids = None,
     device: DeviceName = None,
     data: Data = None,
-    out: Out = Path("runs"),
+    out: Out = RUNS,
 ) -> None:
     """Check that device, data and folder are ready for a study.
 
@@ -256,7 +259,7 @@ def check(
 def export(
     run: Annotated[str, typer.Argument(help="The id of a run, the last word of its line.")],
     file: Annotated[Path, typer.Argument(help="The file to write.")],
-    out: Out = Path("runs"),
+    out: Out = RUNS,
 ) -> None:
     """Copy the network of a run out of its folder."""
     need_folder_of(file)

@@ -191,7 +191,9 @@ def open_one(device: str | None, threads: int | None = None) -> "Device":
     """The device of that name, with so many threads; a usage error where there is none."""
     from reproduce.training.device import open_device
 
-    return open_device(str(find_one(device, threads)))
+    where = find_one(device, threads)
+    with naming("--device"):
+        return open_device(str(where))
 
 
 def find_one(device: str | None, threads: int | None) -> "torch.device":
@@ -219,7 +221,10 @@ def refusing_files() -> Iterator[None]:
         yield
     except (FileError, CheckpointError, UnknownRunError) as error:
         dense = "an ordinary safetensors file" in str(error)
-        hint = ": of a dense or pruned network? safetensors.torch.load_file reads it"
+        hint = (
+            ": of a dense or pruned network? safetensors.torch.load_file reads it; of the byte"
+            " frontier? frontier score measures it"
+        )
         complain(f"error: {error}{hint if dense else ''}")
         raise typer.Exit(2) from None
 

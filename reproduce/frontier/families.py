@@ -102,7 +102,8 @@ def tiled_signs(learned: Tensors, choice: Choice, keep: Keep) -> Tensors:
     weights = {}
     for name, shape in _each(choice):
         tile = learned[name].flatten()[: math.ceil(choice.ratio * shape.numel())]
-        whole = keep(_sign(tile), SIGNS)[torch.arange(shape.numel()) % len(tile)]
+        index = torch.arange(shape.numel(), device=tile.device) % len(tile)
+        whole = keep(_sign(tile), SIGNS)[index]
         weights[name] = gain(shape) * whole.view(shape)
     return weights
 
@@ -163,7 +164,8 @@ def int8(learned: Tensors, choice: Choice, keep: Keep) -> Tensors:
         rows = learned[name].flatten(1)
         largest = rows.detach().abs().amax(1, keepdim=True).clamp(min=1e-3)
         step = keep(_half(largest / 126.9), torch.float16)  # so that rounding it clips none
-        ones, zeros = torch.ones(len(rows)), torch.zeros(len(rows), dtype=torch.int32)
+        ones = torch.ones(len(rows), device=rows.device)
+        zeros = torch.zeros(len(rows), dtype=torch.int32, device=rows.device)
         level = torch.fake_quantize_per_channel_affine(rows / step, ones, zeros, 0, -127, 127)
         weights[name] = (keep(level, LEVELS) * step).view(shape)
     return weights

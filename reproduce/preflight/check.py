@@ -12,12 +12,14 @@ import torch
 from filelock import FileLock, Timeout
 
 from pemn_ref.atomic import write
-from reproduce.data.datasets import load
+from reproduce.data.datasets import DATASETS, load
 from reproduce.data.images import Images
 from reproduce.data.root import MissingDataError
+from reproduce.memory import out_of_memory
 from reproduce.preflight.cost import PROCESS, kind, learned, measure, size
 from reproduce.preflight.plan import Plan
 from reproduce.preflight.trials import TrialError, compare_numbers, stop_and_resume, train_briefly
+from reproduce.rows.row import Program
 from reproduce.study.cells import Cell
 from reproduce.training.device import Device, Recorder, open_device
 from reproduce.training.program import PROGRAM
@@ -32,16 +34,16 @@ def check_once(
     say: Callable[[str], None],
     together: int = 1,
 ) -> bool:
-    """``check``, unless it passed before for the same folder, machine, device and versions.
+    """``check``, unless all cells passed it before: same folder, machine, device and versions.
 
-    One process checks at a time; the others wait and use its result.
+    Also with as many ``together``. One process checks at a time; the others wait and use its
+    result.
 
     Raises:
         OSError: as ``check``.
     """
     path = out / "checked" / f"{platform.node()}-{where}.json".replace(":", "-")
     path.parent.mkdir(parents=True, exist_ok=True)
-    now = msgspec.json.encode(PROGRAM)
     lock = FileLock(path.with_suffix(".lock"))
     try:
         lock.acquire(timeout=0)
@@ -49,15 +51,38 @@ def check_once(
         say(f"another process is checking {where}: waiting for it")
         lock.acquire()
     try:
-        if path.exists() and path.read_bytes() == now:
+        checked = _Checked(PROGRAM, together, sorted(cell.id for cell in plan.cells))
+        before = _read(path)
+        if before and before.covers(checked):
             say(f"ok       checked before, see {path}")
             return True
         good = check(plan, where, data, out, say, together)
         if good:
-            write(path, now)
+            write(path, msgspec.json.encode(checked))
         return good
     finally:
         lock.release()
+
+
+class _Checked(msgspec.Struct):
+    """What passed: the cells, by id, so many of them ``together``."""
+
+    program: Program
+    together: int
+    cells: list[str]
+
+    def covers(self, other: "_Checked") -> bool:
+        """Whether ``other`` need not be checked."""
+        same = (self.program, self.together) == (other.program, other.together)
+        return same and {*other.cells} <= {*self.cells}
+
+
+def _read(path: Path) -> _Checked | None:
+    """None where there is no file, or one that another version has written."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=_Checked)
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def check(
@@ -99,7 +124,8 @@ def check(
             except Exception as error:  # whatever it is, the other points are still of interest
                 say(f"FAILED   {point}: {' '.join((str(error) or repr(error)).split())}")
                 good = False
-        device().release_memory()
+        if good:  # else training does not follow, and the device may not even open
+            device().release_memory()
     return good
 
 
@@ -137,17 +163,25 @@ def _try_largest(cells: Sequence[Cell], device: Device, together: int) -> str:
     sizes = {cell: size(cell, bfloat16=device.bfloat16) for cell in map(learned, cells)}
     largest = max(sizes, key=lambda cell: sizes[cell].memory)
     free = device.free_memory()
+    batch = largest.recipe.batch
+    last = DATASETS[largest.dataset].train % batch
 
     def steps() -> None:
-        step = training_step(largest, largest.recipe.batch, device, compiled=False)
+        trial = training_step(largest, batch, device, compiled=False)
         for _ in range(Recorder.USUAL + 1):
-            step()
+            trial()
+        # An epoch's last batch is smaller, and finds the memory of the recorded step taken.
+        if last:
+            images, labels = trial.batch
+            trial.step((images[:last], labels[:last]))
 
     what = f"{largest.model.label} on {largest.dataset}"
     less = "choose a smaller one with --model, or a device with more memory"
     try:
         peak = device.peak_memory(steps)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
         raise TrialError(f"{what} does not fit in {free / 1e9:.2f} GB: {less}") from None
     counted = sizes[largest]
     needed = PROCESS * counted.memory if peak is None else peak + counted.images

@@ -84,12 +84,15 @@ class Device:
             torch.cuda.empty_cache()
 
     def peak_memory(self, run: Callable[[], object]) -> int | None:
-        """Peak bytes of all tensors while ``run`` runs; None on a CPU, where nobody counts them."""
+        """Peak bytes that PyTorch holds while ``run`` runs, those of recorded steps among them.
+
+        None on a CPU, where nobody counts them.
+        """
         if self._on_cpu:
             return None
         torch.cuda.reset_peak_memory_stats(self.torch)
         run()
-        return torch.cuda.max_memory_allocated(self.torch)
+        return torch.cuda.max_memory_reserved(self.torch)
 
     @contextmanager
     def full_float32(self) -> Iterator[None]:
@@ -208,7 +211,7 @@ def open_device(name: str | None = None) -> Device:
     """Open the device that ``find_device`` finds, ready to train on.
 
     Raises:
-        ValueError: as ``find_device``.
+        ValueError: as ``find_device``, or if it cannot be opened, such as a GPU in exclusive use.
     """
     where = find_device(name)
     if is_slow(where):
@@ -218,7 +221,11 @@ def open_device(name: str | None = None) -> Device:
         torch.set_flush_denormal(True)
         # bfloat16 was slower than float32 on a CPU (backward pass of depthwise convolutions).
         return Device(where, processor(), bfloat16=False)
-    torch.cuda.set_device(where)  # else code that names no device opens the first GPU, too
+    try:
+        torch.cuda.set_device(where)  # else code that names no device opens the first GPU, too
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]  # the other lines say how to debug a kernel
+        raise ValueError(f"{where} cannot be opened: {reason}") from error
     return Device(
         where,
         torch.cuda.get_device_name(where),

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -156,8 +156,8 @@ def _pruned_network(cell: Cell, model: nn.Module, seed: int) -> Network:
 def _masked(cell: Cell, model: nn.Module, state: pemn.State) -> Callable[[Tensor], Tensor]:
     """``masked_forward`` for a network that is run many times.
 
-    What does not change is done once: the comparison of the state with the model, and masks whose
-    scores are not trained.
+    What does not change is done once: the comparison of the state with the model, and, at the first
+    call, after a checkpoint has been read, masks whose scores are not trained.
     """
     weights, scores, rest, buffers = state
     check_model(model, weights, rest, buffers)
@@ -167,11 +167,10 @@ def _masked(cell: Cell, model: nn.Module, state: pemn.State) -> Callable[[Tensor
         make = partial(fast.apply_mask, weights, scores, density=cell.density)
     elif _trained(weights):
         ones = {name: torch.ones_like(weight) for name, weight in weights.items()}
-        masks = fast.apply_mask(ones, scores, density=cell.density)
-        make = lambda: {name: weight * masks[name] for name, weight in weights.items()}  # noqa: E731
+        masks = cache(partial(fast.apply_mask, ones, scores, density=cell.density))
+        make = lambda: {name: weight * masks()[name] for name, weight in weights.items()}  # noqa: E731
     else:
-        masked = fast.apply_mask(weights, scores, density=cell.density)
-        make = lambda: masked  # noqa: E731
+        make = cache(partial(fast.apply_mask, weights, scores, density=cell.density))
 
     return _called(model, make, {**rest, **buffers})
 

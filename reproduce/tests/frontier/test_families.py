@@ -1,5 +1,6 @@
 """Each family against a plain formula in numpy, its gradients, and what it keeps."""
 
+import contextlib
 import hashlib
 import math
 from collections.abc import Callable
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import pemn_ref as pemn
 from reproduce.frontier.families import FAMILIES, Choice, Code, first_tensors, make_weights
@@ -217,3 +220,25 @@ def test_signs_by_a_seed_are_the_bits_of_shake_256() -> None:
     # The conv has an even number of weights: every other one of all is learned.
     torch.testing.assert_close(flat[1::2], expected[1::2])
     assert not torch.equal(flat[::2].sign(), expected[::2])
+
+
+class OneDevice(TorchDispatchMode):
+    """Every operation has all of its tensors on one device, numbers aside."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Check and run it."""
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        assert len({tensor.device for tensor in tensors if tensor.ndim}) <= 1, operation
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("family", NAMES)
+def test_weights_are_made_where_the_scores_lie(family: str) -> None:
+    tensors = {name: tensor.to("meta") for name, tensor in learned(family).items()}
+    with OneDevice(), contextlib.suppress(NotImplementedError):  # what needs values ends there
+        weights_of(family, tensors)

@@ -30,7 +30,7 @@ from reproduce.preflight.plan import read_plan
 from reproduce.preflight.trials import TrialError, compare_numbers, stop_and_resume, train_briefly
 from reproduce.rows.row import Epoch, append_row
 from reproduce.runs.store import RunStore
-from reproduce.study.cells import Cell, ConvMixer
+from reproduce.study.cells import Cell, ConvMixer, Study
 from reproduce.study.recipes import CONVMIXER
 from reproduce.study.studies import STUDIES
 from reproduce.tests.conftest import Command
@@ -39,6 +39,7 @@ from reproduce.training.checkpoint import Stop
 from reproduce.training.device import Device, open_device
 from reproduce.training.program import PROGRAM
 from reproduce.training.run import Skipped
+from reproduce.training.step import Trial, training_step
 
 CPU = open_device("cpu")
 DIGITS = STUDIES["digits"].chosen()
@@ -281,6 +282,29 @@ def test_memory_that_does_not_suffice_is_said(kind: type[Device], named: str) ->
         points._try_largest([TINY], like(kind), 1)
 
 
+def test_memory_is_measured_with_the_last_batch_of_an_epoch_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is smaller: a recorded step for whole batches leaves it no memory to share."""
+    seen: list[int] = []
+
+    def noting(*args: Any, **options: Any) -> Trial:
+        trial = training_step(*args, **options)
+        forward = trial.step.forward
+
+        def note(batch: Batch) -> Tensor:
+            seen.append(len(batch[1]))
+            return forward(batch)
+
+        monkeypatch.setattr(trial.step, "forward", note)
+        return trial
+
+    monkeypatch.setattr(points, "training_step", noting)
+    odd = replace(TINY, recipe=TINY.recipe.changed(batch=12))
+    points._try_largest([odd], like(Counting), 1)
+    assert seen == [12, 12, 12, 50_000 % 12]
+
+
 def test_memory_must_suffice_for_all_that_train_together() -> None:
     with pytest.raises(TrialError, match=r"needs 0.28 GB for each of 2, 0.28 GB are free: choose"):
         points._try_largest([TINY], like(Counting), 2)
@@ -367,6 +391,23 @@ def test_device_is_opened_after_the_processes_that_resume_have_ended(
     assert order == ["process", "opened"]
 
 
+def test_device_that_does_not_open_fails_points_and_ends_in_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: str) -> Device:
+        raise ValueError("cuda:0 cannot be opened: CUDA error: devices are busy")
+
+    monkeypatch.setattr(points, "open_device", refuse)
+    monkeypatch.setattr(points, "stop_and_resume", lambda *_: "so it does")
+    lines: list[str] = []
+    assert not points.check(
+        read_plan(DIGITS, [0], tmp_path), CPU.torch, None, tmp_path, lines.append
+    )
+    failed = [line for line in lines if line.startswith("FAILED")]
+    assert len(failed) == 4
+    assert all("cannot be opened: CUDA error: devices are busy" in line for line in failed)
+
+
 class Checks:
     """Counts checks, and returns the next of ``results``."""
 
@@ -376,9 +417,9 @@ class Checks:
         self.out = out
         monkeypatch.setattr(points, "check", lambda *_: self.results.pop(0))
 
-    def once(self) -> bool:
-        plan = read_plan(DIGITS, [0], self.out)
-        return points.check_once(plan, CPU.torch, None, self.out, self.said.append)
+    def once(self, study: Study = DIGITS, together: int = 1) -> bool:
+        plan = read_plan(study, [0], self.out)
+        return points.check_once(plan, CPU.torch, None, self.out, self.said.append, together)
 
 
 @pytest.fixture
@@ -406,6 +447,14 @@ def test_a_good_check_is_made_once_for_a_folder_and_versions(
     checks.out = tmp_path / "other"
     assert checks.once()
     assert not checks.results
+
+
+def test_a_check_counts_for_the_cells_that_it_looked_at(checks: Checks) -> None:
+    few, all_ = DIGITS.chosen(strategies=["mp"]), DIGITS
+    checks.results = [True] * 3
+    for study, together, left in ((few, 1, 2), (all_, 1, 1), (few, 1, 1), (all_, 2, 0)):
+        assert checks.once(study, together)
+        assert len(checks.results) == left
 
 
 def test_a_process_waits_for_the_check_of_another_and_uses_it(

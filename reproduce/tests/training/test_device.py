@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from reproduce.tests.conftest import Command
 from reproduce.training.device import find_device, open_device
 
 
@@ -41,6 +42,21 @@ def test_gpu_trains_in_mixed_precision(name: str | None, index: int) -> None:
 def test_bfloat16_is_not_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
     assert not open_device("cuda").bfloat16
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_gpu_that_does_not_open_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    def refuse(_: torch.device) -> None:
+        raise RuntimeError("CUDA error: all devices are busy\nCompile with TORCH_USE_CUDA_DSA")
+
+    monkeypatch.setattr(torch.cuda, "set_device", refuse)
+    for arguments in (("run",), ("plan",), ("bench", "steps")):
+        code, output, errors = command(*arguments, "--device", "cuda:1")
+        assert (code, output) == (2, "")
+        why = "cuda:1 cannot be opened: CUDA error: all devices are busy"
+        assert errors == f"error: Invalid value for --device: {why}\n"
 
 
 @pytest.mark.usefixtures("two_gpus")
@@ -124,7 +140,7 @@ def test_memory_of_a_gpu_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     peaks = {0: 90, 1: 90}
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda d: (100 - allocated[d.index], 100))
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda d: peaks[d.index])
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda d: peaks[d.index])
     monkeypatch.setattr(
         torch.cuda, "reset_peak_memory_stats", lambda d: peaks.update({d.index: allocated[d.index]})
     )

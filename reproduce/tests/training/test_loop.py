@@ -311,6 +311,21 @@ def test_pruned_weights_are_the_largest_of_a_dense_network_or_any(cell: Cell) ->
     assert network.storage.paper == pytest.approx(1 - 1 / 32 - 0.1, abs=0.01)
 
 
+@of_all([cell for cell in CONVMIXERS if cell.strategy in ("control", "prune_random")])
+def test_masks_that_never_change_are_of_the_tensors_that_a_checkpoint_brings(cell: Cell) -> None:
+    """Another processor may have drawn them with other last digits."""
+    network = make(cell, seed=0)
+    assert network.state is not None
+    assert cell.density is not None
+    with torch.no_grad():
+        for tensor in (*network.state.weights.values(), *network.state.scores.values()):
+            tensor.copy_(tensor.flip(0))
+    network.model.eval()
+    (images, _), *_ = few_digits()[1]
+    expected = pemn.masked_forward(network.model, *network.state, images, density=cell.density)
+    assert torch.equal(network.logits(images), expected)
+
+
 @of_all([cell for cell in CONVMIXERS if cell.strategy not in PRUNED])
 def test_storage_is_counted_over_the_real_tensors(cell: Cell) -> None:
     size = make(cell, seed=0).storage
