@@ -159,40 +159,40 @@ _PAGE = """\
 `python -m reproduce bench cost` writes this page; it needs no GPU. Launches, FLOPs and bytes are
 counted. The times follow from them and from three steps that were measured on a GPU.
 
-All {runs} runs, one seed, one after the other: about **{now:.0f} hours**; the aim was {aim}.
-Without recorded steps it would be {eager:.0f}: the host takes {launch:.0f} microseconds for a
-launch, and a small network has hundreds of them in a step. So the step is recorded as a CUDA graph
-and replayed. What is left is the GPU's own time: a ResNet's kernels are so small that each takes
-about {kernel:.0f} microseconds, whatever it computes.
+All {runs} runs, one seed each, one after the other, would take about **{now:.0f} hours**; the aim
+was {aim}. Without recorded steps it would be {eager:.0f}: the host needs {launch:.0f} microseconds
+for a launch, and a step of a small network has hundreds of launches. So the step is recorded as a
+CUDA graph and replayed. What is left is the GPU's own time. A ResNet's kernels are so small that
+each takes about {kernel:.0f} microseconds, whatever it computes.
 
 {table}
 
 Each row is one training step at the recipe's batch size.
 
-- dense, pruned, learned: launches of a step without masks to make (a control's are made once), of a
-  pruned network, and of one that learns its masks. images: launches that augment a batch.
-- GFLOP, GB: computed and moved by a step that learns its masks. kept: GB that it keeps for the
+- dense, pruned, learned: launches of a step that makes no masks (a control makes its masks once),
+  of a pruned network's step, and of one that learns masks. images: launches that augment a batch.
+- GFLOP, GB: computed and moved by a step that learns masks. kept: GB that it keeps for the
   backward pass.
-- GPU: milliseconds of that step by the model below. measured, eager: its milliseconds on the GPU,
-  replayed and without recording, each a mean over 0.6 seconds of steps.
-- hours, hours eager: of all runs of the model.
+- GPU: milliseconds of that step by the model below. measured, eager: milliseconds measured on the
+  GPU, replayed and without recording, each a mean over 0.6 seconds of steps.
+- hours, hours eager: for all runs of the model, replayed and without recording.
 
 ## Measured
 
-On one H200, 16 cores, torch 2.11.0+cu130, Python 3.12, at commit 6f93b40. The first four were
-measured under CUDA's Multi-Process Service, with one process:
+On one H200, 16 cores, torch 2.11.0+cu130, Python 3.12, at commit 6f93b40. The first four items
+were measured under CUDA's Multi-Process Service, with one process:
 
-- In eleven steps of each family, with two batch sizes in turn, the replayed step gave the loss and
-  the gradients of the usual one bit for bit, ViT with its dropout included.
+- In eleven steps of each family, alternating between two batch sizes, the replayed step gave the
+  loss and the gradients of the usual one bit for bit, including ViT with its dropout.
 - Masks equal the CPU's bit for bit, at full size. Logits and score gradients are within 5e-7 of the
   CPU's float64 in float32 and within 0.1 in bfloat16, inside the limits of `check`.
-- A step masked / dense, at the recipe's batch size. Replayed: ConvMixer 10.7 / 10.2 ms, ViT
-  7.9 / 6.3, ResNet32 4.8 / 4.0. Eager: 11.1 / 10.4, 14.0 / 10.9, 14.2 / 10.8. A batch augmented:
-  4.0, 2.7, 0.3.
-- ResNet32's GPU is busy for 4.3 ms of a step: convolutions backward 37 %, batch-norm 21 %, casts
-  and copies 10 %, convolutions forward 9 %, the masks' top-k 5 %.
+- Milliseconds of a step, masked / dense, at the recipe's batch size. Replayed: ConvMixer
+  10.7 / 10.2, ViT 7.9 / 6.3, ResNet32 4.8 / 4.0. Eager: 11.1 / 10.4, 14.0 / 10.9, 14.2 / 10.8.
+  Augmenting a batch takes 4.0, 2.7 and 0.3.
+- In a step of ResNet32 the GPU is busy for 4.3 ms: convolutions backward 37 %, batch-norm 21 %,
+  casts and copies 10 %, convolutions forward 9 %, the masks' top-k 5 %.
 - The canary, ConvMixer d6 w256, rp_1e-3, 100 epochs: 119 seconds, 42,001 images a second.
-- Three processes that train ResNet32 share the GPU without gain: a step of each takes 13.2 ms,
+- Three processes that train ResNet32 gain nothing by sharing the GPU: a step of each takes 13.2 ms,
   where one process alone needs 4.5. Under the service it takes 8.0, so three get 1.7 times as far.
 
 Not measured: the other models. The commands `check --all` and `bench steps` have not run on a GPU.
@@ -201,11 +201,11 @@ Not measured: the other models. The commands `check --all` and `bench steps` hav
 
 Counted with PyTorch's fake tensors, which have shapes but no values:
 
-- An operation is one launch. A view needs none, top-k of 20,000 values 21, a cumulative sum 3, and
-  the fused optimizer one for every 36 tensors (AdamW, Adam) or 48 (SGD).
+- An operation is one launch. But a view needs none, top-k of 20,000 values 21, a cumulative sum 3,
+  and the fused optimizer one for every 36 tensors (AdamW, Adam) or 48 (SGD).
 - The forward pass is in bfloat16, as on a GPU, with the flash kernel for attention. The backward
-  pass is counted in float32, its bytes scaled like the forward pass's, with one more launch for
-  each cast.
+  pass is counted in float32. Its bytes are scaled like the forward pass's, and each cast adds one
+  launch.
 - FLOPs are three times those of the forward pass. Bytes are all that each kernel reads and writes,
   as if there were no cache.
 
@@ -216,9 +216,9 @@ Assumed:
   of the 989 in bfloat16). The {kernel:.0f} microseconds are chosen so that the three measured
   steps are within 20 %.
 - The host needs {launch:.0f} microseconds for a launch of a step, and {image_launch:.0f} for one of
-  augmentation (measured). It works while the GPU does.
-- A held-out image takes a third of the bytes and FLOPs of a step's, twice for float32. Evaluation
-  is not recorded.
+  augmentation (measured). It works in parallel with the GPU.
+- A held-out image takes a third of the bytes and FLOPs of an image in a step, doubled for float32.
+  Evaluation is not recorded.
 
 ## On a GPU
 

@@ -20,13 +20,13 @@ _HOW = """\
 
 Each line of `STUDY.jsonl` in this folder is a finished run: its configuration, accuracy epoch by
 epoch, sizes, times, device, versions and commit. `python -m reproduce run --ledger FOLDER` adds
-lines to that folder, `ledger merge` takes those of another machine, and `figures` makes this page
+lines to that folder, `ledger merge` adds those of another machine, and `figures` makes this page
 and its pictures from them."""
 
 
 _FRONTIER = f"""\
-[The byte frontier]({frontier.PAGE}) has a page of its own: accuracy against bytes of the file, for
-many ways to spend about one bit a weight."""
+[The byte frontier]({frontier.PAGE}) has its own page: accuracy against bytes of the file, for many
+ways to spend about one bit per weight."""
 
 _Studies = dict[str, tuple[list[Group], list[Row]]]
 
@@ -84,14 +84,14 @@ def _page(ledger: Path, studies: _Studies) -> str:
         plotted = len({value.cell for value in REPORTED})
         parts += [
             "## The paper",
-            f"{len(measured(cells, rows))} of {len(cells)} cells measured: the paper plots"
-            f" {plotted}, the others are our controls.",
+            f"{len(measured(cells, rows))} of {len(cells)} cells measured. The paper plots"
+            f" {plotted}; the others are our controls.",
             *(_picture(stem, title(values)) for stem, values in PAPER_FIGURES.items()),
             *_notes(ledger, "paper"),
             *(markdown(make_table(group, rows)) for group in groups),
         ]
     if smaller:
-        parts += ["## Smaller studies", "Not one is a cell of the paper."]
+        parts += ["## Smaller studies", "None of these is a cell of the paper."]
     if any((ledger / f"{study.name}.jsonl").exists() for study in frontier.STUDIES):
         parts.append(_FRONTIER)
     for study, (groups, rows) in smaller.items():

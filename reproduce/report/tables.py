@@ -18,24 +18,25 @@ _ACCURACY = {value.cell: value.accuracy for value in REPORTED}
 _PLOTTED = {value.cell: value.compression for value in REPORTED if value.compression is not None}
 
 _LEGEND = (
-    "last: accuracy in % of the held-out images after the last epoch, mean over n seeds: the"
-    " result; n 2/3: of three seeds one failed; n 0: not measured yet",
+    "last: the result, accuracy in % of the held-out images after the last epoch, mean over n"
+    " seeds; n 2/3: one of three seeds failed; n 0: not measured yet",
     "95 %: half the width of the 95 % interval of that mean, by Student's t over the seeds; one"
     " seed has none",
-    "best: mean of each seed's best epoch on the same images: not a result, only for comparison",
-    "saved, paper: how many % smaller the maskable weights become, at 1 bit per weight and 32 per"
-    " unique value; saved, whole: the same for the whole model, with normalisation, biases, tokens"
-    " and buffers at full size",
-    "bytes: of the file of one network, header included; a dense or pruned one is an ordinary file,"
-    " with its zeros",
-    "unique, saved and bytes do not depend on training: they are counted where nothing is measured",
+    "best: mean of each seed's best epoch on the same images; not a result, only for comparison",
+    "saved, paper: by how many % the maskable weights shrink, at 1 bit per weight and 32 per unique"
+    " value; saved, whole: the same for the whole model, with normalisation, biases, tokens and"
+    " buffers at full size",
+    "bytes: size of the file of one network, header included; a dense or pruned network has an"
+    " ordinary file, with its zeros",
+    "unique, saved and bytes do not depend on training, so they are given for every network,"
+    " trained or not",
     "control: mp with random masks; only what is not masked is trained",
 )
 _PAPER_LEGEND = (
     "paper's best: the value that the paper plots, apparently one run at its best test epoch",
     "best - paper's: in points; not shown below 100 columns",
-    "saved, plot: the value in the paper's figure, one for each model; of a pruned network it is"
-    " the share of weights removed, and our other two columns also count the bit per weight that"
+    "saved, plot: the value in the paper's figure, one for each model; for a pruned network it is"
+    " the share of weights removed, while our other two columns also count the bit per weight that"
     " says which are kept",
 )
 

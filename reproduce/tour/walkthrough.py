@@ -3,12 +3,11 @@
 #
 # From a handful of random numbers to a trained network in a file, on real images of handwritten
 # digits. You know PyTorch; nothing else is assumed. All of it runs in under two minutes on one CPU
-# core (`pip install ".[reproduce]"` first): all at once with `python -m
+# core (`pip install ".[reproduce]"` first). Run it all at once with `python -m
 # reproduce.tour.walkthrough`, cell by cell in an editor that knows the percent format (VS Code,
 # PyCharm, Spyder), or as a notebook (`pip install ".[notebook]"`, then `jupytext --to ipynb
-# reproduce/tour/walkthrough.py`). Every picture is left in `runs/walkthrough`, too. The answers to
-# the exercises unfold below them in a notebook; tests in
-# `reproduce/tests/tour/test_walkthrough.py` hold them true.
+# reproduce/tour/walkthrough.py`). Every picture is also saved in `runs/walkthrough`. In a notebook
+# the answers unfold below the exercises; `reproduce/tests/tour/test_walkthrough.py` tests them.
 #
 # (Percent format and not marimo: it needs no package to run, reads as plain Python on GitHub, and
 # a text that goes from top to bottom has no use for cells that find their own order.)
@@ -44,8 +43,8 @@ OUT.mkdir(parents=True, exist_ok=True)
 # 1,297 images to train on, 500 held out, and a small ConvMixer: convolutions, batch-norm, a linear
 # classifier. It is a plain `nn.Module` that knows nothing of masks, and it stays as it is.
 #
-# `maskable_shapes` names what will be masked: every convolution and linear weight. All else is the
-# *rest*, trained as usual.
+# `maskable_shapes` names what will be masked: every convolution and linear weight. Everything else
+# is the *rest*, trained as usual.
 
 # %%
 images, held_out = digits.load()
@@ -77,8 +76,8 @@ figure.savefig(OUT / "1-digits.png", dpi=150)
 #
 # Usually each of these 4,096 weights is a separate, learned float. Here none is learned. A short
 # vector of random values, the *prototype*, is drawn once, and all weights are taken from it. The
-# *strategy* says how long it is: `rp(0.01)` takes a hundredth of the largest layer's 1,024
-# weights, rounded down, plus one: 11 values.
+# *strategy* says how long it is. `rp(0.01)` takes a hundredth of the largest layer's 1,024 weights,
+# rounded down, plus one: 11 values.
 
 # %%
 strategy = pemn.rp(0.01)
@@ -138,7 +137,7 @@ figure.savefig(OUT / "3-filled.png", dpi=150)
 #
 # <details><summary>Answer</summary>
 #
-# From place 5. Three filters of 25, a row of 5 and two weights stand before it: 82, and 82 % 11 is
+# From place 5. Three filters of 25, a row of 5 and two weights come before it: 82, and 82 % 11 is
 # 5.
 #
 # </details>
@@ -147,8 +146,8 @@ figure.savefig(OUT / "3-filled.png", dpi=150)
 # ## 4. Scores and masks
 #
 # What is learned is which weights to use. Every weight has a *score*, a float that exists only
-# during training. Of each layer the half (the *density*, 0.5) with the largest |score| is kept,
-# and all other weights are zero: the mask is 1 or 0.
+# during training. Each layer keeps the half of its weights (the *density*, 0.5) with the largest
+# |score|, and all others are zero: the mask is 1 or 0.
 #
 # This cut has no useful gradient, so the backward pass treats the mask as if it were |score|
 # (*straight-through*). A score then gets a gradient whether or not its weight is kept, so a
@@ -163,8 +162,8 @@ print("mask    ", toy_mask.tolist())
 print("gradient", toy_scores.grad)  # weight x sign(score)
 
 # %% [markdown]
-# The scores of a whole network, and the mask that they make of one layer. Before training both are
-# noise.
+# These are the scores of one layer of the network, and the mask that they make. Before training
+# both are noise.
 
 # %%
 layer = "blocks.1.depthwise.conv.weight"
@@ -199,9 +198,9 @@ figure.savefig(OUT / "4-scores-and-mask.png", dpi=150)
 # ## 5. Training
 #
 # `init` does steps 2 to 4 in one call and copies the model's rest and buffers. `masked_forward`
-# runs the model with its weights masked. All else is a usual loop: the optimizer gets the scores
-# and the rest, and no weight. (The loop asks for a `forward` and not for a state because part 8
-# trains an ordinary network with it, too.)
+# runs the model with its weights masked. The loop is an ordinary one: the optimizer gets the scores
+# and the rest, and no weight. (The loop takes a `forward` and not a state, because part 8 also
+# trains an ordinary network with it.)
 
 # %%
 EPOCHS, BATCH = 16, 64
@@ -276,14 +275,15 @@ figure.savefig(OUT / "5-training.png", dpi=150)
 #
 # <details><summary>Answer</summary>
 #
-# Nearly half of the bits, as many as in two independent random masks. And not one weight.
+# Nearly half of the bits, about as many as differ between two independent random masks. And not
+# one weight.
 #
 # </details>
 
 # %% [markdown]
 # ## 6. What was learned
 #
-# Training changed which weights are kept, and no weight. The mask of our layer, before and after:
+# Training changed which weights are kept, but no weight. The mask of our layer, before and after:
 
 # %%
 mask_after = pemn.score_mask(state.scores[layer].detach(), density=0.5)
@@ -304,8 +304,8 @@ figure.suptitle(f"The mask of {layer}")
 figure.savefig(OUT / "6-masks.png", dpi=150)
 
 # %% [markdown]
-# On its own it still looks like noise. Laid over the weights it does not. `materialize` multiplies
-# every mask in: an ordinary dense `state_dict`, for the ordinary module.
+# On its own the mask still looks like noise. Laid over the weights it does not. `materialize`
+# multiplies every mask in. The result is an ordinary dense `state_dict` for the ordinary module.
 
 # %%
 ordinary = deepcopy(model)
@@ -344,19 +344,19 @@ figure.savefig(OUT / "6-filters.png", dpi=150)
 # <details><summary>Answer</summary>
 #
 # The negative ones. About two in three of the positive weights are kept, and one in five of the
-# negative (0.68 and 0.18 where this was written; other seeds keep up to two in five).
+# negative ones (0.68 and 0.18 where this was written; other seeds keep up to two in five).
 #
 # </details>
 
 # %% [markdown]
 # ## 7. Why random weights suffice, and how many to keep
 #
-# No weight here was chosen well. But a mask chooses among very many networks, and one that is good
-# is enough. Count both sides:
+# No weight here was chosen well. But a mask chooses among very many networks, and one good one is
+# enough. Count both sides:
 #
-# - how many masks there are: the ways to keep so many weights in each layer,
-# - how many are needed: the functions to try until one is right on so many of the 1,297 images by
-#   luck alone, each guessing one of ten digits for every image.
+# - how many masks there are: the ways to keep that many weights in each layer,
+# - how many are needed: the functions to try until, by luck alone, one is right on a given number
+#   of the 1,297 images, where each function guesses one of ten digits for every image.
 
 # %%
 COUNT = len(images)
@@ -396,15 +396,15 @@ figure.savefig(OUT / "7-counting.png", dpi=150)
 
 # %% [markdown]
 # Up to where the curve meets the blue line, blind luck suffices: if every mask were a new guess,
-# some would be that good. So there is room, though no weight is learned. Ours does better than
-# luck could: a network under a mask is no blind guess, since it treats alike what looks alike (and
-# batch-norm is trained, too). That is also why it recognises held-out images, which luck would
+# some would be that good. So there is room, though no weight is learned. Our network does better
+# than luck could. A network under a mask is no blind guess, since it treats alike what looks alike
+# (and batch-norm is trained, too). That is also why it recognises held-out images, which luck would
 # not. Counting does not say how to find the mask: that is what scores are for. (Malach et al.,
 # *Proving the Lottery Ticket Hypothesis*, ICML 2020, prove more: a random network that is wide
 # enough holds, under some mask, an approximation of any given smaller one.)
 #
-# And how many weights should be kept? Half gives the most masks; at density 1 there is one. What
-# that means for accuracy is measured: the same training at other densities.
+# And how many weights should be kept? Half gives the most masks; at density 1 there is only one. To
+# see what that means for accuracy, repeat the training at other densities.
 
 # %%
 densities = {0.05: 0.0, 0.2: 0.0, 0.5: learned, 0.8: 0.0, 1.0: 0.0}
@@ -438,28 +438,28 @@ figure.savefig(OUT / "7-density.png", dpi=150)
 # `reproduce`.
 #
 # **Exercise 7.** A layer has 100 weights. How many bits is the choice of 50 of them worth, and how
-# many that of 10? The file stores 100 bits in either case.
+# many the choice of 10? The file stores 100 bits in either case.
 #
 # <details><summary>Answer</summary>
 #
-# log2 of `math.comb(100, 50)` is 96.3, so a bit a weight is close to the least that it takes; that
-# of `math.comb(100, 10)` is 43.98: a sparser mask could be coded in less, which neither the paper
-# nor the file does.
+# log2 of `math.comb(100, 50)` is 96.3, so one bit per weight is close to the least that it takes.
+# log2 of `math.comb(100, 10)` is 43.98, so a sparser mask could be coded in less. Neither the paper
+# nor the file does that.
 #
 # </details>
 
 # %% [markdown]
 # ## 8. How many values does it take?
 #
-# The question of the paper. The same training with longer and shorter prototypes:
+# This is the paper's question. Repeat the training with longer and shorter prototypes:
 #
 # - `mask`: a value of its own for every weight, as in edge-popup, from which the paper starts,
 # - `mp`: a prototype as long as the largest layer,
 # - `rp(0.1)`, and `rp(0.01)`, the network above,
-# - `rp(0.0001)`: one single value for the whole network.
+# - `rp(0.0001)`: a single value for the whole network.
 #
-# And two yardsticks. *Dense* is an ordinary network whose weights are trained. The *control* is
-# `mp` with masks that stay as they were drawn: only the rest is trained. What lies above the
+# There are two yardsticks. *Dense* is an ordinary network whose weights are trained. The *control*
+# is `mp` with masks that stay as they were drawn: only the rest is trained. What lies above the
 # control is what learning masks adds.
 
 # %%
@@ -530,9 +530,9 @@ figure.savefig(OUT / "8-unique-values.png", dpi=150)
 # %% [markdown]
 # ## 9. A file
 #
-# The scores are not needed any more: `save` writes a bit for each weight, the prototype, the rest
-# and the buffers, and a header that names them. `load` gives the same network back. For
-# comparison, the dense network is saved as an ordinary file.
+# The scores are no longer needed. `save` writes a bit for each weight, the prototype, the rest and
+# the buffers, and a header that names them. `load` gives the same network back. For comparison, the
+# dense network is saved as an ordinary file.
 
 # %%
 path = OUT / "digits.safetensors"
@@ -580,10 +580,10 @@ figure.legend(loc="outside lower center", ncols=3, title=title, fontsize="small"
 figure.savefig(OUT / "9-bytes.png", dpi=150)
 
 # %% [markdown]
-# The weights shrank to about a thirtieth: masks and prototype. In so small a network
-# batch-norm and the header outweigh them, and even in the paper's ConvMixers batch-norm takes as
-# much as the masks (width 256) or half as much (width 512). The paper's accounting leaves it out;
-# `pemn.storage` counts it, if you pass it in.
+# The weights shrank to about a thirtieth, to masks and a prototype. In so small a network
+# batch-norm and the header outweigh them. Even in the paper's ConvMixers batch-norm takes as much
+# as the masks (width 256) or half as much (width 512). The paper's accounting leaves it out;
+# `pemn.storage` counts it if you pass it in.
 #
 # **Exercise 9.** A ConvMixer of the paper has 437,248 weights, the largest layer 65,536. How many
 # bytes are its masks and its prototype with `rp(0.001)`, and how many are its weights when dense?
@@ -594,7 +594,7 @@ figure.savefig(OUT / "9-bytes.png", dpi=150)
 #
 # </details>
 #
-# Next: the README shows it in your own loop, `pemn_ref` is read in the order of its `__init__.py`,
-# and `python -m reproduce run` measures it all again with three seeds. Or write it yourself:
+# Next, see the README for your own loop, and read `pemn_ref` in the order of its `__init__.py`.
+# `python -m reproduce run` measures it all again with three seeds. Or write it yourself:
 # `python -m spec_tests start my_pemn.py` writes a skeleton, and
 # `python -m spec_tests run --impl my_pemn` says, step by step, what is right and what is next.
