@@ -467,23 +467,23 @@ ALIKE = (
     Alike(
         ("P2: ratio of *", "P6: rp drawn *"),
         ("strategy mask", "strategy one_layer", "strategy mp"),
-        "the mistake is in rp alone",
+        "the mistake affects only rp",
     ),
     Alike(
         ("F2: mp pads *",),
         ("strategy mask", "strategy one_layer", "strategy rp", "ratio < 0.01"),
-        "the mistake is in mp alone",
+        "the mistake affects only mp",
     ),
     Alike(("F1: filled column *",), ("strategy one_layer",), "the mistake leaves one_layer out"),
     Alike(
         ("F4: *",),
         ("strategy mask", "strategy mp", "strategy rp", "ratio < 0.01"),
-        "the mistake is in one_layer alone",
+        "the mistake affects only one_layer",
     ),
     Alike(
         ("F4: one_layer over convolutions *",),
         ("3 dimensions", "4 dimensions", "5 dimensions", "depthwise*", "1x1 kernel"),
-        "the mistake is in layers of two dimensions alone",
+        "the mistake affects only layers of two dimensions",
     ),
     Alike(
         ("P12: *", "P13: *", "P4: one standard *"),
@@ -555,9 +555,9 @@ ALIKE = (
     Alike(
         ("X6: *",),
         OF_VALUES,
-        "it shows under a transform alone, where the gate cannot look at the scores",
+        "it shows only under a transform, where the gate cannot look at the scores",
     ),
-    Alike(("X7: *",), ("bfloat16",), "the scores are of bfloat16 already"),
+    Alike(("X7: *",), ("bfloat16",), "the scores are already bfloat16"),
     Alike(
         ("M4: ties are counted *",),
         ("float32", "float64"),
@@ -577,25 +577,32 @@ ALIKE = (
     Alike(("M9: a mask is kept *",), ("density 1",), "all weights are kept"),
     Alike(("P10: *",), ("last layer",), "the mask for all layers of a shape is the last one's own"),
     Alike(("P3: *",), ("strategy one_layer",), "the first and the last of a shape are drawn alike"),
-    Alike(("G8: *",), ("numel < 10",), "the mistake is in layers of more than 10,000 weights"),
+    Alike(
+        ("G8: *",), ("numel < 10",), "the mistake affects only layers of more than 10,000 weights"
+    ),
     Alike(
         ("X8: *",),
         ("2 dimensions", "3 dimensions", "depthwise*", "1x1 kernel"),
-        "channels_last is of 4 and 5 dimensions, and no other order where one of them is 1",
+        "channels_last exists only for 4 and 5 dimensions, and changes no order where one of them"
+        " is 1",
     ),
     Alike(
         ("W2: buffers *",),
         ("evaluation", "no buffers"),
         "no buffer would move",
     ),
-    Alike(("W2: the mask *", "W3: statistics move in eval*"), ("training",), "it is right there"),
+    Alike(
+        ("W2: the mask *", "W3: statistics move in eval*"),
+        ("training",),
+        "the mistaken code is right there",
+    ),
     Alike(
         ("W2: the mask *", "W3: statistics move in eval*"),
         ("a dropout that drops",),
-        "which drops in training alone, where the mistake is right",
+        "dropout drops only in training, where the mistaken code is right",
     ),
-    Alike(("W3: statistics move in new *",), ("no buffers",), "there are none"),
-    Alike(("X11: *",), ("gradients enabled",), "the mistake is where they are not"),
+    Alike(("W3: statistics move in new *",), ("no buffers",), "there are no buffers"),
+    Alike(("X11: *",), ("gradients enabled",), "the mistake acts only with gradients disabled"),
 )
 
 
@@ -721,7 +728,7 @@ def summary(count: int, known: dict[str, str]) -> str:
     lines = [
         "# Gated mistakes",
         "",
-        "Written by `python -m spec_tests gates`, but for the reasons, which stand in `gates.py`: "
+        "Written by `python -m spec_tests gates`, except for the reasons, which are in `gates.py`: "
         f"{date.today()}, {used}, Python {platform.python_version()}. A mistake of the gallery "
         "(clauses P, F, M, G, W, X and S) is applied only where a gate, a condition on the call, "
         "holds. Left out are the clauses " + ", ".join(sorted(LEFT_OUT)) + ".",
@@ -733,12 +740,10 @@ def summary(count: int, known: dict[str, str]) -> str:
         f"| that no call can tell from the right function | {len(known) - differ} |",
         f"| of the others caught | {caught} of {differ} ({100 * caught / max(differ, 1):.1f} %) |",
         "",
-        ""
-        if len(known) >= count
-        else "Not all pairs were measured: `--all` was not run to its end.",
-        "",
-        "## Survivors",
     ]
+    if len(known) < count:
+        lines += ["Not all pairs were measured: `--all` was not run to its end.", ""]
+    lines.append("## Survivors")
     for reason, found in reasons.items():
         lines += ["", f"**{reason}** ({len(found)})", "", *(f"- {pair}" for pair in found)]
     lines += ["", "## Gates that hold in no clause", ""]

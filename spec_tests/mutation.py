@@ -65,9 +65,9 @@ def summary(measured: str, statuses: dict[str, str], survivors: dict[str, list[s
     lines = [
         "# Mutation testing of pemn_ref",
         "",
-        f"Written by `python -m spec_tests mutate`, but for the reasons: {measured}. The tests are "
-        "those that `[tool.mutmut]` in pyproject.toml names, in the profile `mutation`; what stands"
-        " outside of functions is not mutated.",
+        f"Written by `python -m spec_tests mutate`, except for the reasons: {measured}. The tests"
+        " are those that `[tool.mutmut]` in pyproject.toml names, in the profile `mutation`; code"
+        " outside functions is not mutated.",
         "",
         "| module | killed | of | % |",
         "|---|---:|---:|---:|",
