@@ -356,7 +356,8 @@ def table(
     groups: list[Group] = []
     rows: list[Row] = []
     accepted, refused = False, None
-    for name in [named] if named else [n for n in STUDIES if "frontier" not in n]:
+    apart = [name for name in STUDIES if name.startswith("frontier")]  # has its own table
+    for name in [named] if named else [name for name in STUDIES if name not in apart]:
         try:
             wanted = chosen(name, False, model, strategy, dataset, only, defaults=False)
         except typer.BadParameter as error:
@@ -371,7 +372,10 @@ def table(
         rows += of_study
     if refused and not accepted:
         raise refused
-    if not groups:
+    there = [] if named else [name for name in apart if (folder / f"{name}.jsonl").exists()]
+    if there:
+        complain(f"rows of the byte frontier have another table: --study {' or '.join(there)}")
+    elif not groups:
         complain(nothing_in(folder))
     show(console(), groups, rows)
 
@@ -388,10 +392,10 @@ def figures(
     They show the cells with rows in --ledger, those of the paper beside its own values.
     """
     folder = shown_folder(ledger)
-    from reproduce.report.page import PageError, write_page
+    from reproduce.report.page import PageError, write_pages
 
     try:
-        paths = write_page(folder, out or folder, complain)
+        paths = write_pages(folder, out or folder, complain)
         for path in paths:
             console().print(path)
         if not paths:

@@ -27,7 +27,7 @@ def show_finished(
     measured = [row for row in rows if row.run in wanted]
     complete = sum(isinstance(row, Measured) for row in measured) == len(wanted)
     if any(cell.family for cell in study.cells):
-        frontier.show_finished(console, study, measured, out)
+        frontier.show_finished(console, study, measured, rows, out)
         return complete
     trained = {row.cell for row in measured}
     groups = [group for group in study.groups() if trained & {cell.id for cell in group.cells}]

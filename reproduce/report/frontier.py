@@ -19,7 +19,6 @@ from reproduce.report.figures import save
 from reproduce.report.tables import Table, markdown, notes_of
 from reproduce.rows.ledger import read
 from reproduce.rows.row import Measured, Row
-from reproduce.rows.shared import write
 from reproduce.rows.summary import interval
 from reproduce.study.cells import Cell, Study
 from reproduce.study.frontier import FRONTIER_CIFAR10, FRONTIER_DIGITS, FRONTIER_RATES, GRID
@@ -178,37 +177,33 @@ def _difference(values: Sequence[float]) -> str:
     return f"{fmean(values):+.1f}" + ("" if error is None else f" ± {error:.1f}")
 
 
-def make_rates(rows: Sequence[Row]) -> Table:
-    """The trials: the mean accuracy of each family at each rate, the chosen one marked."""
-    chosen = chosen_rates(rows)
+def make_rates(study: Study, rows: Sequence[Row]) -> Table:
+    """The trials: the mean accuracy of each family at each rate, and the chosen one."""
+    chosen = chosen_rates(study, rows)
     lines = []
-    for name, by_rate in _trials(rows).items():
+    for name, by_rate in _trials(study, rows).items():
         each = [f"{fmean(by_rate[rate]):.1f}" if rate in by_rate else "" for rate in GRID]
-        marked = [
-            f"**{text}**" if chosen[name] == rate else text
-            for rate, text in zip(GRID, each, strict=True)
-        ]
-        lines.append([name, str(min(map(len, by_rate.values()))), *marked])
-    title = "How the learning rates were chosen"
-    return Table(title, ["family", "trials a rate", *map(str, GRID)], lines, [])
+        lines.append([name, str(min(map(len, by_rate.values()))), *each, str(chosen[name])])
+    title = study.title.format(label="ConvMixer")
+    return Table(title, ["family", "trials a rate", *map(str, GRID), "chosen"], lines, [])
 
 
-def chosen_rates(rows: Sequence[Row]) -> dict[str, float]:
+def chosen_rates(study: Study, rows: Sequence[Row]) -> dict[str, float]:
     """Family -> the rate of the best mean accuracy of its trials; of equal ones the lowest."""
     return {
         name: max(sorted(by_rate), key=lambda rate: fmean(by_rate[rate]))
-        for name, by_rate in _trials(rows).items()
+        for name, by_rate in _trials(study, rows).items()
     }
 
 
-def _trials(rows: Sequence[Row]) -> dict[str, dict[float, list[float]]]:
+def _trials(study: Study, rows: Sequence[Row]) -> dict[str, dict[float, list[float]]]:
     """Family -> rate -> accuracies, in percent; a run that failed has 0."""
-    of_cell = {cell.id: cell for cell in FRONTIER_RATES.cells}
-    found: dict[str, dict[float, list[float]]] = {cell.name: {} for cell in of_cell.values()}
+    of_cell = {cell.id: cell for cell in study.cells}
+    found: dict[str, dict[float, list[float]]] = {cell.name: {} for cell in study.cells}
     for row in rows:
-        cell = of_cell[row.cell]
-        accuracy = 100 * row.accuracy_last if isinstance(row, Measured) else 0.0
-        found[cell.name].setdefault(cell.recipe.learning_rate, []).append(accuracy)
+        if cell := of_cell.get(row.cell):
+            accuracy = 100 * row.accuracy_last if isinstance(row, Measured) else 0.0
+            found[cell.name].setdefault(cell.recipe.learning_rate, []).append(accuracy)
     return {name: by_rate for name, by_rate in found.items() if by_rate}
 
 
@@ -276,59 +271,74 @@ def _scales(axes: Axes, title: str) -> None:
     axes.legend(loc="lower right", fontsize="x-small")
 
 
-_MADE = "<!-- Made by python -m reproduce figures: what is changed here by hand is lost. -->"
 PAGE = "byte-frontier.md"
 
 
-def write_page(ledger: Path, out: Path, say: Callable[[str], None]) -> list[Path]:
-    """Write the page of the byte frontier and its figures, where it has rows; the files written.
+def read_rows(ledger: Path, say: Callable[[str], None]) -> dict[str, list[Row]]:
+    """Name of each study of the byte frontier with rows -> those that count.
 
     Raises:
-        OSError: if the ledger cannot be read or ``out`` not be written.
+        OSError: if the ledger cannot be read.
     """
-    text = make_page(ledger, say)
-    if not text:
-        return []
-    paths = []
-    for study in STUDIES:
-        if rows := read(ledger, study.name, say):
-            paths += save(draw(study, rows), out / study.name)
-    write(out / PAGE, text.encode())
-    return [*paths, out / PAGE]
+    rows = {study.name: read(ledger, study.name, say) for study in (*STUDIES, FRONTIER_RATES)}
+    return {name: of_study for name, of_study in rows.items() if of_study}
 
 
-def make_page(ledger: Path, say: Callable[[str], None]) -> str:
-    """Its text, as Markdown; "" where nothing is measured."""
-    parts = []
-    for study in STUDIES:
-        note = ledger / f"{study.name}.md"
-        if rows := read(ledger, study.name, say):
-            if note.exists():
-                parts.append(note.read_text(encoding="utf-8").strip())
-            title = study.title.format(label="ConvMixer")
-            parts.append(f"[![{title}]({study.name}.png)]({study.name}.svg)")
-            parts.append(markdown(make_table(study, rows)))
-    if rows := read(ledger, FRONTIER_RATES.name, say):
-        parts.append(markdown(make_rates(rows)))
-    return "\n\n".join([_MADE, *parts]) + "\n" if parts else ""
-
-
-def show_finished(console: Console, study: Study, rows: Sequence[Row], out: Path) -> None:
-    """Print the table of a study of the byte frontier and draw its figure into ``out``.
+def draw_figures(rows: Mapping[str, Sequence[Row]], out: Path) -> list[Path]:
+    """Draw the figures of all studies into the folder ``out``; the files written.
 
     Raises:
         OSError: if ``out`` cannot be written.
     """
-    show(console, study, rows)
-    if study.name != FRONTIER_RATES.name and curves(study.cells, rows):
-        for path in save(draw(study, rows), out / study.name):
-            console.print(f"figure: {path}")
+    measured = [study for study in STUDIES if curves(study.cells, rows.get(study.name, []))]
+    return [path for study in measured for path in _figure(study, rows[study.name], out)]
+
+
+def _figure(study: Study, rows: Sequence[Row], out: Path) -> list[Path]:
+    return save(draw(study, rows), out / f"{study.name}{study.suffix}")
+
+
+def make_page(ledger: Path, rows: Mapping[str, Sequence[Row]]) -> str:
+    """The text of the page, as Markdown; "" where nothing is measured.
+
+    A file ``STUDY.md`` in the ledger is put before that study's table.
+    """
+    parts = []
+    for study in STUDIES:
+        note = ledger / f"{study.name}.md"
+        if of_study := rows.get(study.name):
+            if note.exists():
+                parts.append(note.read_text(encoding="utf-8").strip())
+            if curves(study.cells, of_study):
+                title = study.title.format(label="ConvMixer")
+                parts.append(f"[![{title}]({study.name}.png)]({study.name}.svg)")
+            parts.append(markdown(make_table(study, of_study)))
+    if trials := rows.get(FRONTIER_RATES.name):
+        parts.append(markdown(make_rates(FRONTIER_RATES, trials)))
+    return "\n\n".join(parts)
+
+
+def show_finished(
+    console: Console, study: Study, asked: Sequence[Row], rows: Sequence[Row], out: Path
+) -> None:
+    """Print the table of what was ``asked`` for, and draw the figure of all ``rows`` into ``out``.
+
+    Raises:
+        OSError: if ``out`` cannot be written.
+    """
+    show(console, study, asked)
+    for whole in STUDIES:
+        if whole.name == study.name and curves(study.cells, asked):
+            epochs = study.cells[0].recipe.epochs
+            whole = whole.shortened(epochs) if study.suffix else whole
+            for path in _figure(whole, rows, out):
+                console.print(f"figure: {path}")
 
 
 def show(console: Console, study: Study, rows: Sequence[Row]) -> None:
     """Print the table of a study of the byte frontier."""
     rates = study.name == FRONTIER_RATES.name
-    table = make_rates(rows) if rates else make_table(study, rows)
+    table = make_rates(study, rows) if rates else make_table(study, rows)
     shown = new_table(title=table.title, caption="\n".join(table.notes))
     for column in table.columns:
         shown.add_column(column)

@@ -1,10 +1,13 @@
 """What table and figure of the byte frontier say, on rows that never were."""
 
+from io import StringIO
 from pathlib import Path
 from statistics import fmean
 
 import pytest
+from rich.console import Console
 
+from reproduce.report.finished import show_finished
 from reproduce.report.frontier import (
     PAGE,
     Place,
@@ -12,13 +15,14 @@ from reproduce.report.frontier import (
     chosen_rates,
     curves,
     draw,
-    make_page,
+    make_rates,
     make_table,
     pareto,
-    write_page,
 )
+from reproduce.report.page import NAME, PageError, write_pages
 from reproduce.rows.row import Row
 from reproduce.study.studies import STUDIES
+from reproduce.tests.conftest import Command
 from reproduce.tests.invented import failed_row_of, row_of, write_rows
 
 FRONTIER, RATES = STUDIES["frontier"], STUDIES["frontier-rates"]
@@ -85,19 +89,75 @@ def test_rate_of_the_best_mean_is_chosen_and_a_failed_trial_counts_as_zero() -> 
         rows.append(row_of(cell, 0, better if cell.name == "signs" else 0.5))
         other = row_of(cell, 1, 0.8 if cell.name == "signs" else 0.5)
         rows.append(failed_row_of(cell, 1) if (cell.name, rate) == ("mp", 0.01) else other)
-    chosen = chosen_rates(rows)
+    chosen = chosen_rates(RATES, rows)
     assert chosen["signs"] == 0.3
     assert chosen["mp"] == 0.03  # the lowest of those that are equal and did not fail
 
 
+def test_rates_are_shown_of_the_families_that_are_asked_for_at_any_length() -> None:
+    one = RATES.chosen(strategies=["signs"]).shortened(1)
+    rows: list[Row] = [row_of(cell, 0, cell.recipe.learning_rate / 10) for cell in one.cells]
+    table = make_rates(one, [*rows, row_of(RATES.cells[0])])
+    assert [line[0] for line in table.lines] == ["signs"]
+    assert table.columns[-1] == "chosen"
+    assert table.lines[0][-1] == str(max(cell.recipe.learning_rate for cell in one.cells))
+
+
+def test_a_line_that_does_not_count_is_said_once(tmp_path: Path) -> None:
+    write_rows(tmp_path / "frontier.jsonl", rows_of_frontier()[:1])
+    with (tmp_path / "frontier.jsonl").open("a", encoding="utf-8") as file:
+        file.write("no row\n")
+    said: list[str] = []
+    write_pages(tmp_path, tmp_path, said.append)
+    assert sum("does not count" in line for line in said) == 1
+
+
+def test_page_of_somebody_else_is_not_replaced(tmp_path: Path) -> None:
+    write_rows(tmp_path / "frontier.jsonl", rows_of_frontier()[:1])
+    (tmp_path / PAGE).write_text("Mine.", encoding="utf-8")
+    with pytest.raises(PageError, match=f"{PAGE} is not a page that figures has made"):
+        write_pages(tmp_path, tmp_path, print)
+    assert (tmp_path / PAGE).read_text(encoding="utf-8") == "Mine."
+
+
+def test_table_without_a_study_names_that_of_the_frontier(tmp_path: Path, command: Command) -> None:
+    write_rows(tmp_path / "frontier.jsonl", rows_of_frontier()[:1])
+    code, output, errors = command("table", "--ledger", tmp_path)
+    assert (code, output) == (0, "")
+    assert errors == "rows of the byte frontier have another table: --study frontier\n"
+    code, output, errors = command("table", "--study", "frontier", "--ledger", tmp_path)
+    assert (code, errors) == (0, "")
+    assert "PEMN, mp" in output
+
+
+@pytest.mark.parametrize("epochs", [None, 1])
+def test_figure_of_a_narrower_run_shows_what_was_run_before(
+    tmp_path: Path, epochs: int | None
+) -> None:
+    """That of a shortened one lies beside it."""
+    whole = FRONTIER.shortened(epochs) if epochs else FRONTIER
+    narrow = whole.chosen(strategies=["signs"], models=["convmixer-d2-w8"])
+    rows: list[Row] = [
+        row_of(cell, seed, 0.5 + cell.model.width / 500, bytes=100 * cell.model.width)
+        for cell in whole.cells
+        for seed in (0, 1)
+    ]
+    assert show_finished(Console(file=StringIO()), narrow, [0], rows, tmp_path)
+    drawn = tmp_path / f"frontier{whole.suffix}.svg"
+    assert {path.stem for path in tmp_path.glob("frontier*")} == {drawn.stem}
+    narrow_picture = drawn.read_bytes()
+    assert show_finished(Console(file=StringIO()), whole, [0, 1], rows, tmp_path)
+    assert drawn.read_bytes() == narrow_picture
+
+
 def test_page_and_figures_are_written(tmp_path: Path) -> None:
-    assert make_page(tmp_path, print) == ""
-    assert write_page(tmp_path, tmp_path / "out", print) == []
+    assert write_pages(tmp_path, tmp_path / "out", print) == []
     write_rows(tmp_path / "frontier.jsonl", rows_of_frontier())
     (tmp_path / "frontier.md").write_text("What was found.\n", encoding="utf-8")
     (tmp_path / "out").mkdir()
-    paths = write_page(tmp_path, tmp_path / "out", print)
+    paths = write_pages(tmp_path, tmp_path / "out", print)
     assert [path.name for path in paths] == ["frontier.png", "frontier.svg", PAGE]
+    assert not (tmp_path / "out" / NAME).exists()  # nothing else is measured
     page = paths[-1].read_text(encoding="utf-8")
     assert page.index("What was found.") < page.index("frontier.png") < page.index("| family |")
 

@@ -10,7 +10,8 @@ import torch
 from reproduce.data import datasets, digits
 from reproduce.data.datasets import load
 from reproduce.data.images import Images
-from reproduce.report.frontier import PAGE, chosen_rates, make_page
+from reproduce.report.frontier import PAGE, chosen_rates
+from reproduce.report.page import make_pages, read_contents
 from reproduce.rows import ledger
 from reproduce.study.cells import Cell, Study
 from reproduce.study.frontier import GRID
@@ -40,7 +41,7 @@ def test_rates_are_those_that_the_trials_choose() -> None:
     rows = ledger.read(RESULTS, "frontier-rates", said.append)
     assert said == []
     assert len(rows) == len(RATES.cells) * RATES.seeds
-    chosen = chosen_rates(rows)
+    chosen = chosen_rates(RATES, rows)
     assert {c.name: c.recipe.learning_rate for c in FRONTIER.cells}.items() <= chosen.items()
 
 
@@ -56,7 +57,7 @@ def test_each_committed_row_is_of_its_study(study: Study) -> None:
 
 
 def test_committed_page_is_current() -> None:
-    page = make_page(RESULTS, lambda _: None)
+    page = make_pages(RESULTS, read_contents(RESULTS, lambda _: None))[PAGE]
     assert (RESULTS / PAGE).read_text(encoding="utf-8") == page, "run python -m reproduce figures"
     for picture in re.findall(r"\(([\w.-]+\.(?:png|svg))\)", page):
         assert (RESULTS / picture).exists()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from reproduce.report.page import NAME, make_page
+from reproduce.report.page import NAME, make_pages, read_contents
 from reproduce.study.studies import STUDIES
 from reproduce.tests.conftest import Command
 from reproduce.tests.invented import failed_row_of, row_of, rows_of, write_rows
@@ -18,7 +18,7 @@ CANARY = STUDIES["paper"].cells[0]
 
 def test_committed_page_is_current() -> None:
     said: list[str] = []
-    page = make_page(RESULTS, said.append)
+    page = make_pages(RESULTS, read_contents(RESULTS, said.append))[NAME]
     assert (RESULTS / NAME).read_text(encoding="utf-8") == page, (
         "run python -m reproduce figures --ledger reproduce/results"
     )
@@ -60,7 +60,7 @@ def test_page_and_its_pictures_are_made_from_the_ledger(tmp_path: Path, command:
 
 def test_study_without_a_result_has_a_table_and_no_picture(tmp_path: Path) -> None:
     write_rows(tmp_path / "digits.jsonl", [failed_row_of(MP)])
-    page = make_page(tmp_path, print)
+    page = make_pages(tmp_path, read_contents(tmp_path, print))[NAME]
     assert "| mp | 0/1 | failed |" in page
     assert "digits-convmixer" not in page
 
@@ -106,13 +106,14 @@ def test_table_of_what_has_no_rows_is_not_silent(tmp_path: Path, command: Comman
 
 
 def test_page_of_somebody_else_is_not_replaced(tmp_path: Path, command: Command) -> None:
+    write_rows(tmp_path / "digits.jsonl", rows_of(DIGITS.cells[:1], [0.9]))
     (tmp_path / NAME).write_text("# My project\n", encoding="utf-8")
     code, output, errors = command("figures", "--ledger", tmp_path)
     assert (code, output) == (2, "")
     assert f"{tmp_path / NAME} is not a page that figures has made" in errors
     assert errors.count("\n") == 1
     assert (tmp_path / NAME).read_text(encoding="utf-8") == "# My project\n"
-    assert [path.name for path in tmp_path.iterdir()] == [NAME]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [NAME, "digits.jsonl"]
 
 
 def test_table_shows_all_of_the_paper_or_what_is_asked_for(
