@@ -5,7 +5,6 @@ import signal
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # while modules are loaded: no traceback of them
 
-import errno
 import sys
 import time
 from collections.abc import Iterable
@@ -41,6 +40,7 @@ from reproduce.options import (
     complain,
     exit_code,
     find_one,
+    folder_hint,
     load_torch,
     naming,
     need_folder_of,
@@ -175,9 +175,7 @@ def run(
         raise typer.Exit(2) from None
     except OSError as error:
         print(end="", flush=True)  # if it was standard output, that fails again
-        short = error.errno in (errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE)
-        hint = "" if short else "; --out must name a folder that can be written"
-        complain(f"error: {error}{hint}")
+        complain(f"error: {error}{folder_hint(error, {'--ledger': ledger, '--out': out})}")
         raise typer.Exit(2) from None
     if not complete:
         complain("some runs failed or were skipped, as said above")

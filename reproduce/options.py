@@ -1,5 +1,6 @@
 """What the commands share: options, the cells that they choose, errors as exit codes."""
 
+import errno
 import os
 import signal
 import sys
@@ -173,6 +174,19 @@ def need_folder_of(file: Path) -> None:
     """A usage error unless the folder of a file to write exists."""
     if not file.parent.is_dir():
         raise typer.BadParameter(f"no folder {file.parent} to write {file.name} in: make it first")
+
+
+def folder_hint(error: OSError, folders: Mapping[str, Path | None]) -> str:
+    """The end of its message, where one of the folders that these options name may be the cause."""
+    if error.errno in (errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE):
+        return ""
+    path = Path(error.filename).absolute() if error.filename else None
+    named = [
+        option
+        for option, folder in folders.items()
+        if folder and (path is None or folder.absolute() in (path, *path.parents))
+    ]
+    return f"; name a folder that can be written with {' or '.join(named)}" if named else ""
 
 
 def nothing_in(folder: Path) -> str:

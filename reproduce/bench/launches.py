@@ -21,7 +21,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from pemn_ref import fast
 from reproduce.data.augment import make_augmentation
 from reproduce.data.batches import TrainingBatches
 from reproduce.data.datasets import Dataset
@@ -29,7 +28,7 @@ from reproduce.data.images import Images
 from reproduce.study.cells import Cell
 from reproduce.study.recipes import Recipe
 from reproduce.training.device import Device
-from reproduce.training.networks import make_model, make_network, network_of
+from reproduce.training.networks import make_model, network_of
 from reproduce.training.step import Trial, make_trial
 
 # They launch no kernel although they are not views.
@@ -283,19 +282,3 @@ def count(cell: Cell) -> Counts:
         forward.bytes + round(shorter * backward.bytes) + optimizer.bytes,
         sum(kept),
     )
-
-
-def count_masks(cell: Cell) -> int:
-    """Count the kernels that learning the masks adds to a training step, forward and backward."""
-    meta = torch.device("meta")
-    state = make_network(cell, 0, meta).state
-    assert state is not None
-    assert cell.density is not None
-    launches = Launches(meta)
-    with launches:
-        masked = [*fast.apply_mask(state.weights, state.scores, density=cell.density).values()]
-    upstream = [torch.empty_like(weight) for weight in masked]
-    scores = [*state.scores.values()]
-    with launches:
-        torch.autograd.grad(masked, scores, upstream)
-    return launches.kernels

@@ -49,6 +49,10 @@ def load(root: Path) -> tuple[Images, Images]:
             f"tiny-imagenet: cannot read {error.filename} ({error.strerror}): extract"
             f" {FOLDER}.zip in {root}, or name another folder with --data or PEMN_DATA"
         ) from error
+    if not classes:
+        raise MissingDataError(
+            f"tiny-imagenet: {folder / 'wnids.txt'} is empty: extract {FOLDER}.zip again"
+        )
     number = {wnid: label for label, wnid in enumerate(classes)}
     try:
         rows = [line.split("\t")[:2] for line in annotations]  # the rest is a bounding box

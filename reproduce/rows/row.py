@@ -196,7 +196,7 @@ def append_row(path: Path, row: Row) -> None:
     Raises:
         ValueError, OSError: as ``append_line``.
     """
-    append_line(path, msgspec.to_builtins(row))
+    _append(path, line_of(row))
 
 
 def append_line(path: Path, values: Mapping[str, Any]) -> None:
@@ -206,7 +206,10 @@ def append_line(path: Path, values: Mapping[str, Any]) -> None:
         ValueError: if it holds a number that JSON has no word for (NaN, infinity).
         OSError: if it cannot be written.
     """
-    line = _line(values)
+    _append(path, _line(values))
+
+
+def _append(path: Path, line: bytes) -> None:
     with path.open("ab") as file:
         file.write(line)
         file.flush()

@@ -32,12 +32,6 @@ class Recipe:
     known: tuple[str, ...]
     inferred: tuple[str, ...]
 
-    def source(self, part: str) -> str:
-        """Where ``part`` comes from: ``known``, ``inferred`` or ``ours``."""
-        if part in self.known:
-            return "known"
-        return "inferred" if part in self.inferred else "ours"
-
     def changed(self, **parts: Any) -> "Recipe":
         """The same recipe with other ``parts``, which then count as ours."""
         return replace(

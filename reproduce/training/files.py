@@ -7,6 +7,7 @@ frontier has a form of its own (``frontier.files``).
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -193,11 +194,14 @@ def export(out: Path, run: str, target: Path) -> str:
             f"no file of a run {run!r} in {out}, where {len(known):,} are: their ids end the lines"
             f" of run, and are the names in {out / 'files'}{nearest(run, known)}"
         )
-    write(target, known[run].read_bytes())
+    content = known[run].read_bytes()
+    write(target, content)
     try:
         what = describe_file(target)
     except FileError:
         what = "an ordinary safetensors file of a dense or pruned network"
+        with suppress(FileError):
+            what = f"a network of the byte frontier, for frontier score: {from_bytes(content)[0]}"
     return f"{target}: {target.stat().st_size:,} bytes, {what}"
 
 

@@ -148,6 +148,13 @@ def test_a_third_of_it_is_not_the_dataset(root: Path) -> None:
     refused(root, "2 images to train on, 1 to measure on and 1 classes in")
 
 
+def test_empty_lists_are_refused(root: Path) -> None:
+    """As a full disk leaves them."""
+    for name in ("wnids.txt", "val/val_annotations.txt"):
+        (root / FOLDER / name).write_bytes(b"")
+    refused(root, f"{root / FOLDER / 'wnids.txt'} is empty")
+
+
 @pytest.mark.parametrize("name", ["wnids.txt", "val/val_annotations.txt"])
 def test_text_that_is_no_utf8_is_refused(root: Path, name: str) -> None:
     (root / FOLDER / name).write_bytes(b"\xff\xfe")

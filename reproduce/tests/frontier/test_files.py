@@ -248,6 +248,21 @@ def test_damaged_file_is_one_line(
     ]
 
 
+def test_exported_file_is_called_what_it_is_and_inspect_names_the_command_for_it(
+    out: tuple[Path, dict[str, Measured]], tmp_path: Path, command: Command
+) -> None:
+    (tmp_path / "files").mkdir()
+    content = (out[0] / "signs.safetensors").read_bytes()
+    (tmp_path / "files" / "abc-0.safetensors").write_bytes(content)
+    code, output, errors = command("export", "abc-0", tmp_path / "one", "--out", tmp_path)
+    assert (code, errors) == (0, "")
+    what = "a network of the byte frontier, for frontier score: digits convmixer"
+    assert output.startswith(f"{tmp_path / 'one'}: {len(content):,} bytes, {what}")
+    code, _, errors = command("inspect", tmp_path / "one")
+    assert code == 2
+    assert "of the byte frontier? frontier score measures it" in errors
+
+
 @pytest.mark.parametrize("words", ["digits", "digits convmixer 2 8 2 5 nothing 0 0.5"])
 def test_words_of_no_network_are_refused(words: str, tmp_path: Path) -> None:
     file = tmp_path / "one.safetensors"

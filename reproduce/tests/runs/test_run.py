@@ -368,7 +368,7 @@ def test_full_disk_is_one_line_and_exit_code_2(command: RunCommand) -> None:
     with full_disk(len(before) // 2):
         code, _, errors = command(*SMALL, "--max-minutes", "0")
     assert code == 2
-    assert "File too large; --out must name a folder that can be written" in errors
+    assert "File too large; name a folder that can be written with --out" in errors
     assert errors.count("\n") == 1
     assert [path] == [*command.out.glob("checkpoints/*")]
     assert path.read_bytes() == before
@@ -384,6 +384,16 @@ def test_other_errors_of_the_system_are_not_blamed_on_the_folder(
     monkeypatch.setattr("reproduce.training.run.training_batches", fork)
     code, _, errors = command(*SMALL)
     assert (code, errors) == (2, "error: [Errno 12] Cannot allocate memory\n")
+
+
+@pytest.mark.parametrize("option", ["--ledger", "--out"])
+def test_folder_that_cannot_be_written_is_named_by_its_option(
+    command: RunCommand, tmp_path: Path, option: str
+) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    code, _, errors = command(*SMALL, option, str(tmp_path / "file" / "folder"))
+    assert code == 2
+    assert errors.endswith(f"; name a folder that can be written with {option}\n")
 
 
 @pytest.mark.parametrize(

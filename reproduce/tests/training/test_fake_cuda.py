@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import pemn_ref as pemn
+from pemn_ref import fast
 from reproduce.bench.cost_page import counts_of
 from reproduce.bench.launches import (
     GPU,
@@ -25,7 +26,6 @@ from reproduce.bench.launches import (
     count,
     count_augmentation,
     count_forward,
-    count_masks,
     fake_step,
 )
 from reproduce.data.datasets import DATASETS
@@ -35,7 +35,7 @@ from reproduce.study.cells import Cell
 from reproduce.study.recipes import CONVMIXER, RESNET, TINY_IMAGENET, VIT
 from reproduce.study.studies import STUDIES
 from reproduce.training.device import open_device
-from reproduce.training.networks import make_model
+from reproduce.training.networks import make_model, make_network
 
 
 def _why_not() -> str | None:
@@ -90,6 +90,22 @@ def test_optimizer_of_a_cpu_is_not_fused() -> None:
     """Otherwise the bits of rows would change."""
     assert not open_device("cpu").fused
     assert GPU.fused
+
+
+def count_masks(cell: Cell) -> int:
+    """Count the kernels that learning the masks adds to a training step, forward and backward."""
+    meta = torch.device("meta")
+    state = make_network(cell, 0, meta).state
+    assert state is not None
+    assert cell.density is not None
+    launches = Launches(meta)
+    with launches:
+        masked = [*fast.apply_mask(state.weights, state.scores, density=cell.density).values()]
+    upstream = [torch.empty_like(weight) for weight in masked]
+    scores = [*state.scores.values()]
+    with launches:
+        torch.autograd.grad(masked, scores, upstream)
+    return launches.kernels
 
 
 MASKS = dict(zip(LABELS, (132, 132, 152, 216, 216), strict=True))
