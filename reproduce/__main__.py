@@ -122,9 +122,9 @@ def run(
     By default a small ConvMixer on digits, about a minute of training on a CPU: a demonstration,
     not a cell of the paper. The same command resumes what was stopped or killed, and any number of
     processes may share a folder. Before it trains cells of the paper it does what check does, once
-    for each folder, machine, device, version and choice of cells. Exit codes: 0 all done, 2 bad
-    input or files, or a failed check, 3 some runs failed or were skipped, 4 stopped by
-    --max-minutes, 130 or 143 interrupted.
+    for each folder, machine, device, version and model. Exit codes: 0 all done, 2 bad input or
+    files, or a failed check, 3 some runs failed or were skipped, 4 stopped by --max-minutes, 130 or
+    143 interrupted.
     """
     # Imported here: they load torch, for which --help should not wait, and Ctrl-C may come.
     load_torch()

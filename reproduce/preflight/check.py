@@ -34,10 +34,10 @@ def check_once(
     say: Callable[[str], None],
     together: int = 1,
 ) -> bool:
-    """``check``, unless all cells passed it before: same folder, machine, device and versions.
+    """``check``, unless all models passed it before: same folder, machine, device and versions.
 
-    Also with as many ``together``. One process checks at a time; the others wait and use its
-    result.
+    And on the same datasets, with as many cells ``together``. One process checks at a time; the
+    others wait and use its result.
 
     Raises:
         OSError: as ``check``.
@@ -51,13 +51,14 @@ def check_once(
         say(f"another process is checking {where}: waiting for it")
         lock.acquire()
     try:
-        checked = _Checked(PROGRAM, together, sorted(cell.id for cell in plan.cells))
-        before = _read(path)
-        if before and before.covers(checked):
+        models = {f"{cell.model.label} on {cell.dataset}" for cell in plan.cells}
+        passed = _passed(path, together)
+        if models <= passed:
             say(f"ok       checked before, see {path}")
             return True
         good = check(plan, where, data, out, say, together)
         if good:
+            checked = _Checked(PROGRAM, together, sorted(models | passed))
             write(path, msgspec.json.encode(checked))
         return good
     finally:
@@ -65,24 +66,21 @@ def check_once(
 
 
 class _Checked(msgspec.Struct):
-    """What passed: the cells, by id, so many of them ``together``."""
+    """What passed: models, each on a dataset, with so many cells ``together``."""
 
     program: Program
     together: int
-    cells: list[str]
-
-    def covers(self, other: "_Checked") -> bool:
-        """Whether ``other`` need not be checked."""
-        same = (self.program, self.together) == (other.program, other.together)
-        return same and {*other.cells} <= {*self.cells}
+    models: list[str]
 
 
-def _read(path: Path) -> _Checked | None:
-    """None where there is no file, or one that another version has written."""
+def _passed(path: Path, together: int) -> set[str]:
+    """The models that passed; none where the file is missing, or of another version."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=_Checked)
+        checked = msgspec.json.decode(path.read_bytes(), type=_Checked)
     except (FileNotFoundError, ValueError):
-        return None
+        return set()
+    same = (checked.program, checked.together) == (PROGRAM, together)
+    return {*checked.models} if same else set()
 
 
 def check(

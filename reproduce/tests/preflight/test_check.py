@@ -449,10 +449,17 @@ def test_a_good_check_is_made_once_for_a_folder_and_versions(
     assert not checks.results
 
 
-def test_a_check_counts_for_the_cells_that_it_looked_at(checks: Checks) -> None:
-    few, all_ = DIGITS.chosen(strategies=["mp"]), DIGITS
+def test_a_check_counts_for_the_models_that_it_looked_at(checks: Checks) -> None:
+    digits = STUDIES["digits"]
+    mp = digits.chosen(models=["convmixer"], strategies=["mp"])
+    convmixer, resnet = (digits.chosen(models=[name]) for name in ("convmixer", "resnet"))
+    both = digits.chosen(models=["convmixer", "resnet"])
     checks.results = [True] * 3
-    for study, together, left in ((few, 1, 2), (all_, 1, 1), (few, 1, 1), (all_, 2, 0)):
+    for study, together, left in (
+        *((mp, 1, 2), (convmixer, 1, 2)),
+        *((resnet, 1, 1), (both, 1, 1), (mp, 1, 1)),
+        *((mp, 2, 0), (mp, 2, 0)),
+    ):
         assert checks.once(study, together)
         assert len(checks.results) == left
 
