@@ -19,19 +19,23 @@ def each_density(density: Density, names: Collection[str]) -> dict[str, float]:
     """Name of each layer -> its density.
 
     Raises:
-        ValueError: if a mapping does not have exactly these names.
+        ValueError: if a value lies outside (0, 1], or a mapping does not have exactly these names.
     """
     if not isinstance(density, Mapping):
+        check_fraction("density", density)
         return dict.fromkeys(names, density)
-    for name in sorted({*names} ^ {*density}):
+    for name in sorted({*names} ^ {*density}, key=str):
         found = "is missing" if name in names else "is not masked"
         raise ValueError(f"density must have one value for each masked weight: {name} {found}")
+    for value in density.values():
+        check_fraction("density", value)
     return {name: density[name] for name in names}
 
 
 def check_fraction(what: str, value: float) -> None:
     """A density or a ratio lies in (0, 1]."""
-    if not (isinstance(value, Real) and 0 < value <= 1):  # NaN fails too
+    # NaN fails, too, and a fraction so small that it is 0 as a float.
+    if not (isinstance(value, Real) and 0 < float(value) <= 1):
         raise ValueError(f"{what} must be a number in (0, 1], got {value!r}")
 
 

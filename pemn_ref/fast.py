@@ -5,6 +5,11 @@ place of ``pemn_ref`` where launches take longer than what they compute, as on a
 ``masks.py`` for the algorithm:
 
     from pemn_ref import fast as pemn
+
+Layers that are masked together share a part of the graph. So the scores of a layer that forward
+does not use get a gradient of zeros, where the reference gives None: an optimizer then decays them.
+Two layers cannot be differentiated one after the other without ``retain_graph``, and forward cannot
+change a masked weight in place.
 """
 
 import math
@@ -88,9 +93,13 @@ def _masks(scores: Tensor, density: float) -> Tensor:
     return keep.to(scores.dtype) + (finite - finite.detach())
 
 
-def _autocast(tensor: Tensor) -> bool:
+def _stacks(tensor: Tensor) -> bool:
+    """Whether torch stacks it: not under an autocast to the other half precision."""
     device = tensor.device.type
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return True
+    halves = {torch.float16, torch.bfloat16} - {torch.get_autocast_dtype(device)}
+    return tensor.dtype not in halves
 
 
 def apply_mask(weights: Tensors, scores: Tensors, *, density: Density) -> dict[str, Tensor]:
@@ -98,8 +107,8 @@ def apply_mask(weights: Tensors, scores: Tensors, *, density: Density) -> dict[s
 
     Returns name -> masked weight, of the shape, dtype and device of the weight. Gradients are the
     reference's, to scores and weights. Layers in another memory format than the usual one are
-    masked one by one, and so are layers of float16 under an autocast, where torch refuses to stack
-    them.
+    masked one by one, and so are layers of float16 or bfloat16 under an autocast to the other one,
+    where torch refuses to stack them.
 
     Raises:
         ValueError: if names or shapes of the two differ, ``density`` lies outside (0, 1], or has
@@ -115,8 +124,8 @@ def apply_mask(weights: Tensors, scores: Tensors, *, density: Density) -> dict[s
     groups: dict[object, list[str]] = {}
     for name, weight in weights.items():
         layer = scores[name]
-        half = torch.float16 in (weight.dtype, layer.dtype)
-        if weight.is_contiguous() and layer.is_contiguous() and not (half and _autocast(weight)):
+        stacks = _stacks(weight) and _stacks(layer)
+        if weight.is_contiguous() and layer.is_contiguous() and stacks:
             kind = weight.numel(), weight.dtype, layer.dtype, layer.device, each[name]
             groups.setdefault(kind, []).append(name)
         else:

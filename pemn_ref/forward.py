@@ -33,9 +33,13 @@ def maskable_shapes(model: nn.Module) -> dict[str, torch.Size]:
         for attribute in _maskable_attributes(module):
             # Not getattr: it would compute the weight of a parametrization.
             weight = dict(module.named_parameters(remove_duplicate=False)).get(attribute)
-            if weight is None or nn.parameter.is_lazy(weight) or not weight.is_floating_point():
-                name = f"{path}.{attribute}".removeprefix(".")
-                raise ValueError(f"{name} must be a plain real parameter, not lazy or computed")
+            name = f"{path}.{attribute}".removeprefix(".")
+            if weight is None:
+                raise ValueError(f"{name} is computed: remove its parametrization first")
+            if nn.parameter.is_lazy(weight):
+                raise ValueError(f"{name} is lazy: call the model once before")
+            if not weight.is_floating_point():
+                raise ValueError(f"{name} must be of a real floating dtype, got {weight.dtype}")
             maskable.add(weight)
     return {name: p.shape for name, p in model.named_parameters() if p in maskable}
 

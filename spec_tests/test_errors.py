@@ -4,6 +4,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -215,7 +216,32 @@ WEIGHT = {"weight": torch.ones(2)}
         ),
         (
             lambda: pemn.maskable_shapes(nn.LazyLinear(3)),
-            "weight must be a plain real parameter, not lazy or computed",
+            "weight is lazy: call the model once before",
+        ),
+        (
+            lambda: pemn.maskable_shapes(nn.Linear(3, 3, dtype=torch.complex64)),
+            "weight must be of a real floating dtype, got torch.complex64",
+        ),
+        (
+            lambda: pemn.maskable_shapes(nn.utils.parametrizations.weight_norm(nn.Linear(3, 3))),
+            "weight is computed: remove its parametrization first",
+        ),
+        (
+            lambda: pemn.init(nn.Linear(3, 3), pemn.mp, seed=0, shapes={"weight": (3, 4)}),
+            "shapes must be a subset of maskable_shapes(model), which has weight of shape (3, 3),"
+            " not (3, 4)",
+        ),
+        (
+            lambda: pemn.init(nn.Linear(3, 3), pemn.mp, seed=0, shapes={"bias": (3,)}),
+            "shapes must be a subset of maskable_shapes(model), which has no bias",
+        ),
+        (
+            lambda: pemn.apply_mask(WEIGHT, WEIGHT, density={0: 0.5}),  # type: ignore[dict-item]
+            "density must have one value for each masked weight: 0 is not masked",
+        ),
+        (
+            lambda: pemn.rp(Fraction(1, 10**400)),  # type: ignore[arg-type]
+            f"ratio must be a number in (0, 1], got {Fraction(1, 10**400)!r}",
         ),
         (
             lambda: pemn.maskable_shapes(traced()),

@@ -1,6 +1,7 @@
 """The fast path has the bits of the reference; ``--impl pemn_ref.fast`` judges its clauses."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -24,17 +25,17 @@ def layers(dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return weights, {name: values.requires_grad_() for name, values in scores.items()}
 
 
-@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("density", [0.3, 1.0, {"a": 0.1, "b": 0.5, "c": 0.5, "d": 1.0, "e": 0.1}])
 def test_masks_and_gradients_have_the_bits_of_the_reference(
-    dtype: torch.dtype, density: float | dict[str, float], autocast: bool
+    dtype: torch.dtype, density: float | dict[str, float], autocast: torch.dtype | None
 ) -> None:
     weights, scores = layers(dtype)
     upstream = [random_scores(w.shape, 99, dtype) for w in weights.values()]
     results = []
     for make in (pemn.apply_mask, fast.apply_mask):
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
             masked = make(weights, scores, density=density)
         assert list(masked) == list(weights)
         gradients = torch.autograd.grad([*masked.values()], [*scores.values()], upstream)
@@ -58,6 +59,28 @@ def test_networks_have_the_bits_of_the_reference(case: str) -> None:
 def test_a_device_without_autocast() -> None:
     half = {"a": torch.ones(4, 3, dtype=torch.float16, device="meta")}
     assert fast.apply_mask(half, half, density=0.5)["a"].shape == (4, 3)
+
+
+def test_layer_that_is_not_used_has_a_gradient_of_zeros() -> None:
+    """As the module says; the reference gives none."""
+    for one in (pemn, fast):
+        weights = {name: torch.ones(2, 3) for name in "ab"}
+        scores = {name: random_scores((2, 3), 0).requires_grad_() for name in "ab"}
+        one.apply_mask(weights, scores, density=0.5)["a"].sum().backward()
+        gradient = scores["b"].grad
+        assert (gradient is None) == (one is pemn)
+        assert gradient is None or not gradient.any()
+
+
+@pytest.mark.parametrize("density", [[0.5], {"a": [0.5]}, {0: 0.5}, math.nan])
+def test_density_that_is_none_is_refused_as_by_the_reference(density: Any) -> None:
+    weights = {"a": torch.ones(2)}
+    messages = []
+    for one in (pemn, fast):
+        with pytest.raises(ValueError, match="density") as error:
+            one.apply_mask(weights, weights, density=density)
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
 
 
 def test_scores_that_do_not_fit_the_weights() -> None:

@@ -620,6 +620,7 @@ MESSAGES = {
     "header_too_long": "the header would end at byte 11 of 10",
     "large_nothing": "buffers/nothing is too large: (2305843009213693952, 0)",
     "metadata_list": "the header has a JSON list where it needs an object",
+    "name_number": "the header is not what a writer makes of these contents",
     "no_metadata": "an ordinary safetensors file, not a compressed model",
     "ordinary": "an ordinary safetensors file, not a compressed model",
     "mask_one_more": "the mask of first.weight keeps 6 weights, not 5",
@@ -896,6 +897,79 @@ def test_values_take_the_dtype_of_the_model() -> None:
     model = Small().bfloat16()
     state, _ = pemn.load(vector("valid", "rp"), model)
     assert {t.dtype for part in state[:3] for t in part.values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    ("value", "own", "message"),
+    [
+        (1e6, torch.float16, "t is too large for the model's torch.float16"),
+        (300, torch.uint8, "t is too large for the model's torch.uint8"),
+        (2, torch.bool, "t is too large for the model's torch.bool"),
+        (0.7, torch.int32, "t is torch.float32, not torch.int32"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["rest", "buffer"])
+def test_values_that_the_model_cannot_hold_are_refused(
+    kind: str, value: float, own: torch.dtype, message: str, tmp_path: Path
+) -> None:
+    def model_with(tensor: Tensor) -> nn.Module:
+        if kind == "buffer":
+            return linear_with(t=tensor)
+        model = nn.Linear(5, 4)
+        model.t = nn.Parameter(tensor, requires_grad=False)
+        return model
+
+    path, model = tmp_path / "model.safetensors", model_with(torch.tensor([value]))
+    pemn.save(path, model, pemn.init(model, pemn.mp, seed=0), pemn.mp, density=0.5)
+    assert pemn.load_dense(path)["t"].item() == pytest.approx(value)
+    with pytest.raises(ValueError, match=f"^{re.escape(f'{path}: {message}')}$"):
+        pemn.load(path, model_with(torch.zeros(1, dtype=own)))
+
+
+def test_infinite_buffer_stays_infinite() -> None:
+    model = linear_with(b=torch.tensor([-torch.inf, torch.nan]))
+    data = saved(model, pemn.init(model, pemn.mp, seed=0), pemn.mp, density=0.5)
+    state, _ = with_file(data, lambda path: pemn.load(path, model.half()))
+    assert state.buffers["b"].isneginf().tolist() == [True, False]
+    assert state.buffers["b"].isnan().tolist() == [False, True]
+
+
+def test_rest_that_float16_cannot_hold_is_not_blamed_on_the_state() -> None:
+    model = nn.Linear(3, 3)
+    state = state_of(model, pemn.mp)
+    state.rest["bias"].detach()[0] = 1e5
+    saved(model, state, pemn.mp, density=0.5)
+    message = "rest/bias has values too large for float16: save it without half"
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        saved(model, state, pemn.mp, density=0.5, half=True)
+
+
+@pytest.mark.parametrize(
+    ("also", "message"),
+    [
+        ("parameter", "copy is a buffer and a parameter at once"),
+        ("buffer", "own is not persistent, but is the same buffer as one that is"),
+    ],
+)
+def test_tensor_that_a_file_cannot_name_is_refused(also: str, message: str) -> None:
+    """Where ``materialize`` names it otherwise than its first name."""
+    model, own = nn.Linear(3, 3), torch.ones(1)
+    if also == "buffer":
+        model.register_buffer("own", own, persistent=False)
+    model.register_buffer("copy", model.bias if also == "parameter" else own)
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        saved(model, state_of(model, pemn.mp), pemn.mp, density=0.5)
+
+
+def test_full_memory_is_not_a_bad_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    model = nn.Linear(3, 3)
+    data = saved(model, state_of(model, pemn.mp), pemn.mp, density=0.5)
+    monkeypatch.setattr("pemn_ref.file.loading.fill_weights", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        with_file(data, lambda path: pemn.load(path, model))
 
 
 def test_density_of_numpy_is_one_density() -> None:

@@ -60,6 +60,7 @@ def dense(said: Any, tensors: dict[str, Any], dtypes: dict[str, str]) -> dict[st
     """Fill the prototypes in, mask them, and give every tensor its names."""
     shapes = {name: tuple(sizes) for name, sizes in said["shapes"]}
     assert len(shapes) == len(said["shapes"]) > 0
+    assert all(type(name) is str for name in shapes)
     assert all(type(size) is int and size > 0 for shape in shapes.values() for size in shape)
     assert max(map(len, shapes.values())) <= 64
     groups: dict[str, int] = {}

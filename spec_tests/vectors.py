@@ -355,6 +355,8 @@ edited("half a character in the tag", '"tag":""', r'"tag":"\ud800"', "tag_surrog
 edited("a key more", '"tag":""', '"tag":"","more":""', "key_more")
 edited("a key twice", '"tag":""', '"tag":"another","tag":""', "key_twice")
 edited("a space", '"tag":""', '"tag": ""', "space_in_metadata")
+edited("a name that is a number", '"second.weight"', "7", "name_number")
+edited("a name that is null", '"second.weight"', "null", "name_null")
 edited("no shapes", '[["first.weight",[3,3]]', "[", "shapes_broken")
 edited("a shape that overflows", "[4,3]", "[4611686018427387904,3]", "weight_huge")
 edited("a weight of 65 dimensions", "[4,3]", f"[4,3{63 * ',1'}]", "weight_dimensions_65")

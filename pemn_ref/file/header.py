@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
-from pemn_ref.checks import Density, check_fraction, check_same, each_density
+from pemn_ref.checks import Density, check_same, each_density
 from pemn_ref.prototype import Strategy, prototype_groups
 
 VERSIONS = (1, 2)  # one density for all weights; one for each
@@ -185,14 +185,15 @@ def read_header(file: BinaryIO) -> Info:
     info = Info(
         strategy=Strategy(said["strategy"], float(said["ratio"])),
         density=_density(said["density"]),
-        shapes={name: torch.empty(sizes, device="meta").shape for name, sizes in said["shapes"]},
+        shapes={
+            str(name): torch.empty(sizes, device="meta").shape for name, sizes in said["shapes"]
+        },
         **parts,
         tied=dict(said["tied"]),
         tag=str(said["tag"]),
         sha256=str(said["sha256"]),
     )
-    for density in each_density(info.density, info.shapes).values():
-        check_fraction("density", density)
+    each_density(info.density, info.shapes)  # raises for anything but fractions of these weights
     groups = prototype_groups(info.shapes, info.strategy).items()
     lengths = {group: torch.empty(length, device="meta") for group, (length, _) in groups}
     check_same("the prototypes do not fit the strategy", info.prototype, lengths)

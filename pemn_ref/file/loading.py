@@ -54,7 +54,7 @@ def inspect(path: str | os.PathLike[str]) -> Info:
     Strategy(name='rp', ratio=0.1)
     """
     with _errors_of(path), _opened(path) as file:
-        return read_header(file)
+        return _header(file)
 
 
 def load(path: str | os.PathLike[str], model: nn.Module) -> tuple[State, Info]:
@@ -89,10 +89,14 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> tuple[State, Info]:
     def like(own: Tensor, values: Tensor) -> Tensor:
         return torch.empty_like(own).copy_(values)
 
-    def finite(name: str, own: Tensor, values: Tensor) -> Tensor:
-        cast = values.to(own.dtype)
-        need(bool(cast.isfinite().all()), f"{name} is too large for the model's {own.dtype}")
-        return like(own, cast)
+    def cast(name: str, own: Tensor, values: Tensor) -> Tensor:
+        kinds = {own.is_floating_point(), values.is_floating_point()}
+        need(len(kinds) == 1, f"{name} is {values.dtype}, not {own.dtype}")
+        new = values.to(own.dtype)
+        back = new.isfinite() if new.is_floating_point() else new.to(values.dtype)
+        same = torch.equal(back, values.isfinite() if new.is_floating_point() else values)
+        need(same, f"{name} is too large for the model's {own.dtype}")
+        return like(own, new)
 
     state = State({}, {}, {}, {})
     with _errors_of(path):
@@ -103,19 +107,19 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> tuple[State, Info]:
         check_same("the rest does not fit the model", info.rest, rest)
         check_same("the buffers do not fit the model", info.buffers, persistent)
         need(info.tied == tied, f"the ties do not fit the model: {info.tied}, not {tied}")
-        for name, buffer in persistent.items():
-            kinds = {buffer.is_floating_point(), info.buffers[name].is_floating_point()}
-            need(len(kinds) == 1, f"{name} is {info.buffers[name].dtype}, not {buffer.dtype}")
         for name, mask in unpack_masks(info, tensors["masks"]):
             prototype = _prototype(info, tensors, name)
             weight = fill_weights(prototype, {name: info.shapes[name]}, info.strategy)[name]
-            state.weights[name] = finite(name, masked[name], weight)
+            state.weights[name] = cast(name, masked[name], weight)
             state.scores[name] = like(masked[name], mask).requires_grad_()
         for name, parameter in rest.items():
-            values = finite(name, parameter, tensors[f"rest/{name}"])
+            values = cast(name, parameter, tensors[f"rest/{name}"])
             state.rest[name] = values.requires_grad_(parameter.requires_grad)
-    for name, buffer in buffers.items():
-        state.buffers[name] = like(buffer, tensors.get(f"buffers/{name}", buffer))
+        for name, buffer in buffers.items():
+            if name in persistent:
+                state.buffers[name] = cast(name, buffer, tensors[f"buffers/{name}"])
+            else:
+                state.buffers[name] = like(buffer, buffer)
     return state, info
 
 
@@ -166,7 +170,7 @@ def _prototype(info: Info, tensors: Tensors, name: str) -> dict[str, Tensor]:
 def _content(path: str | os.PathLike[str]) -> tuple[Info, dict[str, Tensor]]:
     """Everything in a file, its checksum verified."""
     with _opened(path) as file:
-        info = read_header(file)
+        info = _header(file)
         metas = without_values(info)
         data = bytearray(sum(meta.nbytes for meta in metas.values()))
         file.readinto(data)
@@ -182,6 +186,17 @@ def _content(path: str | os.PathLike[str]) -> tuple[Info, dict[str, Tensor]]:
     return info, tensors
 
 
+def _header(file: BufferedReader) -> Info:
+    """``read_header``; JSON of another structure, and shapes that torch refuses, are ValueErrors.
+
+    It proves every size, so that a RuntimeError afterwards, such as full memory, is not the file's.
+    """
+    try:
+        return read_header(file)
+    except (AttributeError, LookupError, OverflowError, RuntimeError, TypeError) as error:
+        raise ValueError(f"not a compressed model: {error!r}") from error
+
+
 def _opened(path: str | os.PathLike[str]) -> BufferedReader:
     # Checked before opening, since opening a FIFO waits for a writer.
     need(stat.S_ISREG(Path(path).stat().st_mode), "not a regular file")
@@ -190,13 +205,10 @@ def _opened(path: str | os.PathLike[str]) -> BufferedReader:
 
 @contextmanager
 def _errors_of(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn every error that the content of a file can cause into one that names the file."""
+    """Turn every ValueError into one that names the file."""
     try:
         yield
     except ValueError as error:
         # The message can quote names from the file: escaped, they cannot steer a terminal.
         said = str(error).encode("unicode_escape").decode()
         raise FileError(f"{os.fspath(path)}: {said}") from None
-    except (AttributeError, LookupError, OverflowError, RuntimeError, TypeError) as error:
-        # JSON of another structure, or shapes that torch does not allow.
-        raise FileError(f"{os.fspath(path)} is not a compressed model: {error!r}") from error

@@ -44,12 +44,13 @@ def save(
     bytes. An old file is replaced by a whole new one or not at all.
 
     Raises:
-        ValueError: if the state does not fit the model; ``strategy`` is not a Strategy, or is a
-            subclass; the weights were not filled from prototypes of ``strategy``; weights that
-            share a prototype differ in dtype; a score, prototype or rest is not finite; a dtype
-            is not in the format; a tensor has more than 64 dimensions, or the header more than
-            100,000,000 bytes; ``tag`` is not a str, or has lone surrogates; ``density`` lies
-            outside (0, 1] or does not have the names of the masked weights.
+        ValueError: if the state does not fit the model; a buffer is also a parameter, or persistent
+            only under its second name; ``strategy`` is not a Strategy, or is a subclass; the
+            weights were not filled from prototypes of ``strategy``; weights that share a prototype
+            differ in dtype; a score, prototype or rest is not finite, or the rest is too large for
+            ``half``; a dtype is not in the format; a tensor has more than 64 dimensions, or the
+            header more than 100,000,000 bytes; ``tag`` is not a str, or has lone surrogates;
+            ``density`` lies outside (0, 1] or does not have the names of the masked weights.
         OSError: as ``pemn_ref.atomic.write``.
 
     >>> import pathlib, tempfile
@@ -73,7 +74,12 @@ def save(
     need(named, f"a file needs the strategy mask, one_layer, mp or rp(ratio), got {strategy!r}")
     each = each_density(density, shapes)
     masks = [score_mask(state.scores[name].detach(), density=each[name]) for name in shapes]
-    rest = {n: t.half() if half and t.is_floating_point() else t for n, t in state.rest.items()}
+    rest = {**state.rest}
+    for name, tensor in state.rest.items():
+        if half and tensor.is_floating_point():
+            rest[name] = tensor.half()
+            fits = not (rest[name].isinf() & tensor.double().isfinite()).any()
+            need(fits, f"rest/{name} has values too large for float16: save it without half")
     tied, stored = stored_names(model)
     info = Info(
         strategy=strategy,
