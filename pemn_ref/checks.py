@@ -22,8 +22,7 @@ def each_density(density: Density, names: Collection[str]) -> dict[str, float]:
         ValueError: if a value lies outside (0, 1], or a mapping does not have exactly these names.
     """
     if not isinstance(density, Mapping):
-        check_fraction("density", density)
-        return dict.fromkeys(names, density)
+        density = dict.fromkeys(names, density)
     for name in sorted({*names} ^ {*density}, key=str):
         found = "is missing" if name in names else "is not masked"
         raise ValueError(f"density must have one value for each masked weight: {name} {found}")
@@ -79,6 +78,5 @@ def check_model(model: nn.Module, weights: Tensors, rest: Tensors, buffers: Tens
 def check_finite(scores: Tensors) -> None:
     """No score is infinite or NaN."""
     for name, values in scores.items():
-        bad = int((~values.isfinite()).sum())
-        if bad:
+        if bad := int((~values.isfinite()).sum()):
             raise ValueError(f"{name}: {bad} of {values.numel()} scores are not finite")

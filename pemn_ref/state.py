@@ -57,9 +57,8 @@ def init(model: nn.Module, strategy: Strategy, *, seed: int, shapes: Shapes | No
     """
     maskable = maskable_shapes(model)
     for name, shape in (shapes or {}).items():
-        if tuple(shape) != maskable.get(name):
-            own = tuple(maskable.get(name, ()))
-            has = f"{name} of shape {own}, not {tuple(shape)}" if own else f"no {name}"
+        if tuple(shape) != (own := maskable.get(name)):
+            has = f"{name} of shape {tuple(own)}, not {tuple(shape)}" if own else f"no {name}"
             raise ValueError(f"shapes must be a subset of maskable_shapes(model), which has {has}")
     shapes = {n: shape for n, shape in maskable.items() if shapes is None or n in shapes}
     filled = fill_weights(make_prototype(shapes, strategy, seed=seed), shapes, strategy)
