@@ -15,7 +15,8 @@ from spec_tests.mutation import mutate
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the suite from where it is installed, in any folder, on any importable module."""
-    own = ["-p", "spec_tests.plugin", "-p", "no:randomly", "--tb=short", "-rN"]
+    own = ["-c", str(Path(__file__).with_name("judge.ini")), "-p", "spec_tests.plugin"]
+    own += ["-p", "no:randomly", "--tb=short", "-rN"]
     own += [f"--impl={arguments.impl}"]
     own += ["-o", f"cache_dir={Path.cwd() / '.pytest_cache'}"]  # not where packages are installed
     own += [f"--class={arguments.claim}"] if arguments.claim else []
@@ -33,6 +34,9 @@ def start(arguments: argparse.Namespace) -> int:
     if path.suffix != ".py" or not path.stem.isidentifier():
         print(f"error: {path} is no file of a module, as my_pemn.py is", file=sys.stderr)
         return 2
+    if path.absolute().parent != Path.cwd():
+        print(f"error: run finds modules of this folder: start {path.name}", file=sys.stderr)
+        return 2
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(skeleton(path.stem))
@@ -46,21 +50,29 @@ def start(arguments: argparse.Namespace) -> int:
 def compare(arguments: argparse.Namespace) -> int:
     """Print a Markdown table, a clause a row, a report a column."""
     # Not above: pytest wants to load Hypothesis, and the clauses, itself.
-    from spec_tests.clauses import all_clauses
+    from spec_tests.clauses import SPECIFICATION, all_clauses
     from spec_tests.document import cell
 
-    reports = []
+    names, columns = [], []
     for path in arguments.reports:
         try:
             report = json.loads(path.read_text(encoding="utf-8"))
-            reports.append((report["implementation"], {r["clause"]: r for r in report["clauses"]}))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            names.append(cell(str(report["implementation"])))
+            columns.append({r["clause"]: cell(_status(r)) for r in report["clauses"]})
+            version = report.get("specification", "without a number")
+        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
             print(f"error: {path} is not a clause report: {error!r}", file=sys.stderr)
             return 2
-    print(f"| clause | level | {' | '.join(name for name, _ in reports)} | text |")
-    print(f"|---|---|{'---|' * len(reports)}---|")
+        if version != SPECIFICATION:
+            print(
+                f"{path} was judged by specification {version}, not {SPECIFICATION}, whose clauses"
+                " these are",
+                file=sys.stderr,
+            )
+    print(f"| clause | level | {' | '.join(names)} | text |")
+    print(f"|---|---|{'---|' * len(names)}---|")
     for identifier, clause in all_clauses().items():
-        cells = " | ".join(_cell(rows.get(identifier)) for _, rows in reports)
+        cells = " | ".join(column.get(identifier, "-") for column in columns)
         print(f"| {identifier} | {clause.level} | {cells} | {cell(clause.text)} |")
     return 0
 
@@ -92,8 +104,8 @@ def gates(arguments: argparse.Namespace) -> int:
     return spec_tests.gates.gates(arguments.all, arguments.sample)
 
 
-def _cell(row: dict[str, Any] | None) -> str:
-    if row is None or row["status"] == "not run":
+def _status(row: dict[str, Any]) -> str:
+    if row["status"] == "not run":
         return "-"
     known = f": {row['known']}" if row["status"] == "known" else ""
     return f"{row['status']} ({row['examples']}){known}"

@@ -14,7 +14,7 @@ from hypothesis import is_hypothesis_test
 Test = TypeVar("Test", bound=Callable[..., Any])
 Level = Literal["MUST", "SHOULD"]
 
-SPECIFICATION = "1.1"
+SPECIFICATION = "1.2"
 """The version of all clauses together; what changed from one to the next stands in ``SPEC.md``."""
 
 CLASSES = ("core", "torch", "file", "errors", "extras")

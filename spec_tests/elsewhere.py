@@ -1,6 +1,7 @@
 """What some seeds draw, as one digest: in this process, or in another that was told to.
 
-``python -m spec_tests.elsewhere MODULE`` prints it, for clause P14.
+``python -m spec_tests.elsewhere MODULE FILE`` writes it into the file, for clause P14: whatever the
+module prints, it is not mixed up with that.
 """
 
 import hashlib
@@ -8,6 +9,8 @@ import importlib
 import os
 import subprocess
 import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -35,26 +38,29 @@ def digest_elsewhere() -> str:
     """The same of a new process, where texts have other hashes and something was drawn before."""
     named = getattr(subject.implementation, "mistake", subject.implementation.__name__)
     others = {"PYTHONHASHSEED": "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"}
-    result = subprocess.run(
-        [sys.executable, "-m", __name__, named],
-        env={**os.environ, **others, "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        encoding="utf-8",
-        check=False,
-    )
-    assert result.returncode == 0, f"another process cannot draw with {named}: {result.stderr}"
-    return result.stdout.splitlines()[-1]  # behind what the module prints when it is imported
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "digest"
+        result = subprocess.run(
+            [sys.executable, "-m", __name__, named, str(file)],
+            env={**os.environ, **others, "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+        )
+        assert file.exists(), f"another process cannot draw with {named}: {result.stderr}"
+        return file.read_text(encoding="utf-8")
 
 
 def main() -> None:
-    """Draw something, then print the digest."""
+    """Draw something, then write the digest."""
     from spec_tests.gallery import GALLERY
 
     built = [m.build() for m in GALLERY if m.named == sys.argv[1]]
     with judging(built[0] if built else importlib.import_module(sys.argv[1])):
         torch.rand(3)
         pemn.make_prototype({"other.weight": (2, 2)}, pemn.mp, seed=1)
-        print(digest())
+        Path(sys.argv[2]).write_text(digest(), encoding="utf-8")
 
 
 if __name__ == "__main__":

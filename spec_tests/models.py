@@ -360,7 +360,17 @@ def untouched(model: nn.Module) -> Iterator[None]:
     """Each attribute of each module holds the same tensor afterwards, with the same bits, or None.
 
     By every name of a module: the state_dict would not tell a parameter from a tensor in its place.
+    Its gradients, hooks and mode are the same, too.
     """
+    gradients = {p: torch.ones_like(p) for p in model.parameters()}
+    for parameter, gradient in gradients.items():
+        parameter.grad = gradient
+
+    def others() -> list[Any]:
+        hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
+        return [(m.training, [len(vars(m)[name]) for name in hooks]) for m in model.modules()]
+
+    same = others()
 
     def held() -> dict[str, Tensor | None]:
         return {
@@ -377,6 +387,11 @@ def untouched(model: nn.Module) -> Iterator[None]:
     replaced = [name for name in now if now[name] is not before[name]]
     assert not replaced, f"the model holds other tensors in {replaced}"
     torch.testing.assert_close(now, bits, rtol=0, atol=0)
+    assert others() == same, "the model is in another mode, or has other hooks"
+    for parameter, gradient in gradients.items():
+        kept = parameter.grad is gradient and bool((gradient == 1).all())
+        assert kept, "the model has other gradients"
+        parameter.grad = None
 
 
 def needs(model: nn.Module, inputs: Tensor) -> None:

@@ -7,6 +7,7 @@ conftest: ``python -m spec_tests run`` names it to pytest.
 import importlib
 import io
 import json
+import os
 import re
 import signal
 import traceback
@@ -60,8 +61,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "clause(id): the clause of the specification that is stated")
     config.stash[ROWS] = {}
     report = config.getoption("clause_report")
-    if report is not None and (report.is_dir() or not report.absolute().parent.is_dir()):
-        raise pytest.UsageError(f"the report {report} must be a file in a folder that is there")
+    if report is not None:
+        folder = report.absolute().parent
+        if (report.exists() and not report.is_file()) or not folder.is_dir():
+            raise pytest.UsageError(f"the report {report} must be a file in a folder that is there")
+        if not os.access(folder, os.W_OK):
+            raise pytest.UsageError(f"the report {report} cannot be written: {folder} is read-only")
     module = config.getoption("impl")
     if module is not None:
         subject.implementation, config.stash[NOISE] = _imported(module)
@@ -77,7 +82,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def _learning() -> bool:
     """Whether it is judged as one that is being written: up to the first clause that fails."""
-    return getattr(subject.implementation, "learning", False) is True
+    return vars(subject.implementation).get("learning") is True
 
 
 def _imported(module: str) -> tuple[Any, str]:
@@ -86,7 +91,9 @@ def _imported(module: str) -> tuple[Any, str]:
     try:
         with redirect_stdout(noise):
             implementation = importlib.import_module(module)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # also SystemExit, and pytest's own for a skip
         raise pytest.UsageError(
             f"--impl: cannot import {module} (a module's name, no path, no .py): {error!r}"
         ) from error
@@ -107,7 +114,7 @@ def _known_failures(path: Path | None) -> dict[str, str]:
     if path is None:
         return {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # some editors add the mark
     except (OSError, UnicodeDecodeError) as error:
         raise pytest.UsageError(f"--known: {error}") from error
     known = {}
@@ -118,6 +125,8 @@ def _known_failures(path: Path | None) -> dict[str, str]:
                 raise pytest.UsageError(f"{path}:{number}: there is no clause {identifier!r}")
             if not reason:
                 raise pytest.UsageError(f"{path}:{number}: {identifier} needs a reason after a ':'")
+            if identifier in known:
+                raise pytest.UsageError(f"{path}:{number}: {identifier} is listed twice")
             known[identifier] = reason
     return known
 
@@ -152,6 +161,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             and claimed in (None, c.claim)
             and (step_of(identifier) is not None or not _learning())
         }
+        if not asked and _learning():
+            raise pytest.UsageError("a module with `learning = True` has no such clause: remove it")
         config.hook.pytest_deselected(items=[i for i in items if _clause_of(i) not in asked])
         items[:] = [item for item in items if _clause_of(item) in asked]
     if _learning():
@@ -235,8 +246,11 @@ class _Collector:
     def __init__(self, config: pytest.Config) -> None:
         self.rows = config.stash[ROWS]
         self.known = config.stash[KNOWN]
+        self.session: Any = None
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if str(report.when) == "???":  # xdist's, of a test whose process died
+            self.died(report.nodeid)
         for name, value in report.user_properties:
             if name == "clause" and isinstance(value, list):
                 identifier, outcome, examples, name, failing, skipped = value
@@ -248,12 +262,26 @@ class _Collector:
                 if row["status"] == "skipped":
                     row["status"] = "passed"
                 if outcome == "failed":
-                    row["status"] = "known" if identifier in self.known else "failed"
-                    row["failed"] = [*dict.fromkeys([*row["failed"], _case(name, failing)])]
-                    row["failing"] = row["failing"] or failing
+                    self.failed(identifier, _case(name, failing), failing)
+
+    def failed(self, identifier: str, case: str, failing: str) -> None:
+        """Note the case of a clause, and what to say of it."""
+        row = self.rows.setdefault(identifier, {**NOT_RUN})
+        row["status"] = "known" if identifier in self.known else "failed"
+        row["failed"] = [*dict.fromkeys([*row["failed"], case])]
+        row["failing"] = row["failing"] or failing
+
+    def died(self, nodeid: str) -> None:
+        """Note a clause whose test ended its process."""
+        file, _, name = nodeid.partition("::")
+        for identifier, c in all_clauses().items():
+            test = c.test.__module__.rpartition(".")[2], c.test.__name__
+            if test == (Path(file).stem, name.partition("[")[0]):
+                self.failed(identifier, f"{name}: its process died", f"{name}: its process died")
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        self.session = session
         if session.exitstatus == pytest.ExitCode.OK and self.passed_all_the_same():
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
@@ -281,15 +309,20 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         }
         for identifier, c in all_clauses().items()
     ]
+    if ran := [row for row in rows if row["status"] != "not run"]:
+        _show(terminalreporter, config, collector, ran)
     path = config.getoption("clause_report")
     if path is not None:
-        write(
-            path, as_json({"implementation": name, "specification": SPECIFICATION, "clauses": rows})
-        )
-    ran = [row for row in rows if row["status"] != "not run"]
-    if not ran:
-        return
-    terminalreporter.section(f"clauses, {name}")
+        content = {"implementation": name, "specification": SPECIFICATION, "clauses": rows}
+        try:
+            write(path, as_json(content))
+        except OSError as error:  # such as a full disk; all else is said by now
+            terminalreporter.write_line(f"error: the report is not written: {error}")
+            collector.session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
+
+
+def _show(terminalreporter: Any, config: pytest.Config, collector: Any, ran: list[Any]) -> None:
+    terminalreporter.section(f"clauses, {name_of(subject.implementation)}")
     for row in ran:
         if row["status"] != "passed" or row["skipped"] or config.get_verbosity() > 0:
             status = f"{row['level']:<6} {row['status']:<7} {row['examples']:>6}"

@@ -86,6 +86,7 @@ def test_unique_by_value(shapes: Shapes, strategy: Drawn, seed: int) -> None:
 
 @clause("F4")
 @given(shapes=repeated_shape_sets(), seed=seeds)
+@example({"a.weight": torch.Size([11, 2]), "b.weight": torch.Size([1, 12])}, 0)  # the same digits
 @under(MODES)
 def test_one_layer_shares_by_shape(shapes: Shapes, seed: int) -> None:
     """Under one_layer, weights of equal shape are equal, linear ones too. Weights of different

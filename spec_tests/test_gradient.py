@@ -95,6 +95,7 @@ def test_straight_through_in_a_convolution(seed: int, density: float) -> None:
     density=fractions,
     seed=seeds,
 )
+@example(torch.tensor([[1e-30, -1e-30, 1.0]]), 0.5, 0)  # tiny, and not 0
 @under(WITH_GRADIENT)
 def test_gradient_at_special_scores(scores: Tensor, density: float, seed: int) -> None:
     """The gradient of the mask is sign(score), and 0 where the score is 0 or not finite; gradients

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -51,11 +52,18 @@ def judge(pytester: pytest.Pytester) -> Any:
         (["--known=known"], "# none\n\nM0: reason", "*known:3: there is no clause 'M0'*"),
         (["--known=known"], "M1: ", "*known:1: M1 needs a reason*"),
         (["--known=known"], "M1", "*known:1: M1 needs a reason*"),
+        (["--known=known"], "\ufeffM1: a\nM1: b", "*known:2: M1 is listed twice*"),
+        (["--clause-report=/dev/null"], "", "*the report /dev/null must be a file*"),
+        (["--impl=skips"], "", "*cannot import skips *: not here"),
+        (["--impl=learns", "--clause=C1"], "", "*`learning = True` has no such clause*"),
     ],
 )
 def test_wrong_options(judge: Any, options: list[str], known: str, message: str) -> None:
     Path("known").write_text(known, encoding="utf-8")
     Path("leaves.py").write_text("raise SystemExit('no GPU here')", encoding="utf-8")
+    skips = "import pytest\npytest.skip('not here', allow_module_level=True)"
+    Path("skips.py").write_text(skips, encoding="utf-8")
+    Path("learns.py").write_text("learning = True", encoding="utf-8")
     there = "import torch\ntorch.set_default_device('xla')"  # on no machine of ours
     Path("elsewhere.py").write_text(there, encoding="utf-8")
     result = judge(*options)
@@ -188,12 +196,12 @@ def test_what_the_machine_cannot_do_is_skipped(
     assert text.count('"status": "skipped"') == 1  # what .ci/run looks for
 
 
-def run_in(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+def run_in(folder: Path, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs a module in ``folder``, which finds the suite as if it were installed."""
     return subprocess.run(
         [sys.executable, "-m", *command],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(SUITE.parent)},  # pytest may find it without
+        env={**os.environ, "PYTHONPATH": str(SUITE.parent), **environment},
         capture_output=True,
         encoding="utf-8",
         check=False,
@@ -216,27 +224,76 @@ def test_from_another_folder_in_two_processes(tmp_path: Path) -> None:
     assert [row["clause"] for row in rows if row["status"] == "known"] == ["M1", "M9"]
 
 
+def test_settings_of_another_project_do_not_count(tmp_path: Path) -> None:
+    (tmp_path / "half.py").write_text(WRONG, encoding="utf-8")
+    (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = --nonsense\n", encoding="utf-8")
+    shutil.copytree(SUITE, tmp_path / "spec_tests", ignore=shutil.ignore_patterns("__pycache__"))
+    environment = {"PYTHONPATH": os.pathsep.join((str(tmp_path), str(SUITE.parent)))}
+    result = run_in(tmp_path, "spec_tests", "run", "--impl=half", "--clause=M7", **environment)
+    assert result.returncode == pytest.ExitCode.TESTS_FAILED, result.stdout + result.stderr
+    assert "clauses: 0 passed, 1 failed, 0 known, 0 skipped\n" in result.stdout
+
+
+def test_process_that_dies_is_a_failure_of_its_clause(tmp_path: Path) -> None:
+    dies = "import os, signal\ndef kept(*_): os.kill(os.getpid(), signal.SIGKILL)\n"
+    (tmp_path / "dies.py").write_text(dies, encoding="utf-8")
+    options = ["--impl=dies", "--clause=M1", "--report=report.json"]
+    result = run_in(tmp_path, "spec_tests", "run", *options, "--", "-n1")
+    assert result.returncode == pytest.ExitCode.TESTS_FAILED
+    assert "failed: test_kept_count: its process died\n" in result.stdout
+    rows = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["clauses"]
+    assert [row["clause"] for row in rows if row["status"] == "failed"] == ["M1"]
+
+
+def test_report_that_cannot_be_written_costs_no_result(
+    judge: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("spec_tests.plugin.write", full)
+    result = judge("--clause=M1", "--clause-report=report.json")
+    result.stdout.fnmatch_lines(["clauses: 0 passed, 1 *", "error: the report is not written: *"])
+    assert result.ret == pytest.ExitCode.INTERNAL_ERROR
+
+
+def test_skeleton_is_written_where_run_finds_it(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    result = run_in(tmp_path, "spec_tests", "start", "sub/mine.py")
+    assert result.returncode == 2
+    assert result.stderr == "error: run finds modules of this folder: start mine.py\n"
+    assert not [*(tmp_path / "sub").iterdir()]
+
+
 def test_compare(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     passed = {"clause": "M1", "status": "passed", "examples": 50, "known": None}
-    known = {**passed, "status": "known", "known": "keeps all"}
-    for name, row in (("a", passed), ("b", known)):
-        (tmp_path / name).write_text(
-            json.dumps({"implementation": name, "clauses": [row]}), encoding="utf-8"
-        )
-    (tmp_path / "c").write_text("[]", encoding="utf-8")
+    known = {**passed, "status": "known", "known": "keeps | all"}
+    for name, row, version in (("a", passed, SPECIFICATION), ("b", known, "1.0")):
+        report = {"implementation": name, "specification": version, "clauses": [row]}
+        (tmp_path / name).write_text(json.dumps(report), encoding="utf-8")
+    for name, text in (("c", "[]"), ("d", "[" * 10**5), ("e", '{"implementation":"e"}')):
+        (tmp_path / name).write_text(text, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["spec_tests", "compare", "a", "b"])
     assert main() == 0
-    lines = capsys.readouterr().out.splitlines()
+    said = capsys.readouterr()
+    lines = said.out.splitlines()
+    assert said.err.startswith(f"b was judged by specification 1.0, not {SPECIFICATION}")
+    assert said.err.count("\n") == 1
     assert lines[:2] == ["| clause | level | a | b | text |", "|---|---|---|---|---|"]
     (line,) = [line for line in lines if line.startswith("| M1 ")]
-    assert line.startswith("| M1 | MUST | passed (50) | known (50): keeps all | A layer keeps ")
+    assert line.startswith(
+        "| M1 | MUST | passed (50) | known (50): keeps &#124; all | A layer keeps "
+    )
     assert all(line.count("|") == 6 for line in lines)
-    monkeypatch.setattr("sys.argv", ["spec_tests", "compare", "a", "c"])
-    assert main() == 2
-    assert "c is not a clause report" in capsys.readouterr().err
+    for name in "cde":
+        monkeypatch.setattr("sys.argv", ["spec_tests", "compare", "a", name])
+        assert main() == 2
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert f"{name} is not a clause report" in said.err
 
 
 def test_reasons_of_survivors_are_kept() -> None:
