@@ -34,7 +34,7 @@ def each_density(density: Density, names: Collection[str]) -> dict[str, float]:
 def check_fraction(what: str, value: float) -> None:
     """A density or a ratio lies in (0, 1]."""
     # NaN fails, too, and a fraction so small that it is 0 as a float.
-    if not (isinstance(value, Real) and 0 < float(value) <= 1):
+    if not (isinstance(value, Real) and 0 < value <= 1 and float(value) > 0):
         raise ValueError(f"{what} must be a number in (0, 1], got {value!r}")
 
 

@@ -240,6 +240,10 @@ WEIGHT = {"weight": torch.ones(2)}
             "density must have one value for each masked weight: 0 is not masked",
         ),
         (
+            lambda: pemn.kept(3, 10**400),
+            f"density must be a number in (0, 1], got {10**400}",
+        ),
+        (
             lambda: pemn.rp(Fraction(1, 10**400)),  # type: ignore[arg-type]
             f"ratio must be a number in (0, 1], got {Fraction(1, 10**400)!r}",
         ),
