@@ -101,7 +101,7 @@ def test_gradient_at_special_scores(scores: Tensor, density: float, seed: int) -
     """The gradient of the mask is sign(score), and 0 where the score is 0 or not finite; gradients
     of several calls add up.
     """
-    scores.requires_grad_()
+    scores.requires_grad_().grad = None  # an example's are those of an earlier call
     upstream = random_scores(scores.shape, seed, scores.dtype)
     values = scores.detach().double().numpy()
     expected = oracle.score_gradient(upstream.double().numpy(), np.ones_like(values), values)
