@@ -245,6 +245,13 @@ def test_process_that_dies_is_a_failure_of_its_clause(tmp_path: Path) -> None:
     assert [row["clause"] for row in rows if row["status"] == "failed"] == ["M1"]
 
 
+def test_module_that_prints_draws_the_same_in_another_process(tmp_path: Path) -> None:
+    prints = "import atexit\nprint('loading', end='')\natexit.register(print, 'bye')\n"
+    (tmp_path / "loud.py").write_text(f"{prints}from pemn_ref import *\n", encoding="utf-8")
+    result = run_in(tmp_path, "spec_tests", "run", "--impl=loud", "--clause=P14")
+    assert result.returncode == pytest.ExitCode.OK, result.stdout + result.stderr
+
+
 def test_report_that_cannot_be_written_costs_no_result(
     judge: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

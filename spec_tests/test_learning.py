@@ -63,6 +63,7 @@ def test_a_step_is_green_once_all_of_its_clauses_passed() -> None:
         "All steps are green",
     ]
     assert summary({"G1": "passed", "G2": "passed"}) == []
+    assert summary({**every, "P1": "known"})[0] != summary(every)[0]
 
 
 def test_grades_up_to_the_first_failure(pytester: pytest.Pytester) -> None:
