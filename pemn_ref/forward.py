@@ -37,7 +37,7 @@ def maskable_shapes(model: nn.Module) -> dict[str, torch.Size]:
             if weight is None:
                 raise ValueError(f"{name} is computed: remove its parametrization first")
             if nn.parameter.is_lazy(weight):
-                raise ValueError(f"{name} is lazy: call the model once before")
+                raise ValueError(f"{name} is lazy: call the model once first")
             if not weight.is_floating_point():
                 raise ValueError(f"{name} must be of a real floating dtype, got {weight.dtype}")
             maskable.add(weight)
@@ -104,7 +104,7 @@ def places(model: nn.Module) -> dict[str, str | None]:
 
     A tensor that two modules share appears twice, once for each. A module with two names appears
     once: ``functional_call`` would swap its tensors twice, and put the wrong one back. An attribute
-    that is None maps to None, and then what forward stores there does not stay in the model.
+    that is None maps to None, so a tensor that forward stores there does not stay in the model.
     """
     parameters = {own: name for name, own in model.named_parameters()}
     buffers = {own: name for name, own in model.named_buffers()}

@@ -43,8 +43,8 @@ def kept(numel: int, density: float) -> int:
     """How many weights a layer keeps: ``max(1, ceil(density * numel))``.
 
     The density is rounded to 12 decimals and the rest is done in integers (ours). Floating point
-    sometimes keeps one weight too many, as the released code does. Integers also compile. (2 / 3 is
-    rounded up, so that of 3 weights 3 are kept.)
+    sometimes keeps one weight too many, as the released code does. Integers also compile. For
+    example, 2 / 3 is rounded up, so a layer of 3 weights keeps all 3.
 
     Raises:
         ValueError: if ``numel`` is not positive or ``density`` lies outside (0, 1].

@@ -277,7 +277,8 @@ class _Collector:
         for identifier, c in all_clauses().items():
             test = c.test.__module__.rpartition(".")[2], c.test.__name__
             if test == (Path(file).stem, name.partition("[")[0]):
-                self.failed(identifier, f"{name}: its process died", f"{name}: its process died")
+                died = f"{name}: its process died"
+                self.failed(identifier, died, died)
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:

@@ -217,7 +217,7 @@ WEIGHT = {"weight": torch.ones(2)}
         ),
         (
             lambda: pemn.maskable_shapes(nn.LazyLinear(3)),
-            "weight is lazy: call the model once before",
+            "weight is lazy: call the model once first",
         ),
         (
             lambda: pemn.maskable_shapes(nn.Linear(3, 3, dtype=torch.complex64)),

@@ -90,12 +90,11 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> tuple[State, Info]:
         return torch.empty_like(own).copy_(values)
 
     def cast(name: str, own: Tensor, values: Tensor) -> Tensor:
-        kinds = {own.is_floating_point(), values.is_floating_point()}
-        need(len(kinds) == 1, f"{name} is {values.dtype}, not {own.dtype}")
+        floating = own.is_floating_point()
+        need(floating == values.is_floating_point(), f"{name} is {values.dtype}, not {own.dtype}")
         new = values.to(own.dtype)
-        back = new.isfinite() if new.is_floating_point() else new.to(values.dtype)
-        same = torch.equal(back, values.isfinite() if new.is_floating_point() else values)
-        need(same, f"{name} is too large for the model's {own.dtype}")
+        fits = new.isfinite() == values.isfinite() if floating else new.to(values.dtype) == values
+        need(bool(fits.all()), f"{name} is too large for the model's {own.dtype}")
         return like(own, new)
 
     state = State({}, {}, {}, {})

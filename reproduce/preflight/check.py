@@ -34,10 +34,10 @@ def check_once(
     say: Callable[[str], None],
     together: int = 1,
 ) -> bool:
-    """``check``, unless all models passed it before: same folder, machine, device and versions.
+    """``check``, unless all models, each on its dataset, have passed it before.
 
-    And on the same datasets, with as many cells ``together``. One process checks at a time; the
-    others wait and use its result.
+    In the same folder, on the same machine, device and versions, with as many cells ``together``.
+    One process checks at a time; the others wait and use its result.
 
     Raises:
         OSError: as ``check``.

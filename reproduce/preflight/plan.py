@@ -46,8 +46,9 @@ class Standing(NamedTuple):
         cell, state = self.cell, self.state
         if self.kept is not None:
             state = f"begun: {len(self.kept)} of {cell.recipe.epochs} epochs"
-            for last in self.kept[-1:]:
-                state += f" (loss {last.loss:.3f}, {100 * last.accuracy:.1f} %)"
+        if self.kept:
+            last = self.kept[-1]
+            state += f" (loss {last.loss:.3f}, {100 * last.accuracy:.1f} %)"
         if isinstance(self.row, Failed):
             state = f"failed: {self.row.failed}"
         return f"{describe(cell, self.seed)}  {state}  {cell.run_id(self.seed)}"

@@ -21,6 +21,7 @@ from reproduce.report.frontier import (
 )
 from reproduce.report.page import NAME, PageError, write_pages
 from reproduce.rows.row import Row
+from reproduce.study.cells import Study
 from reproduce.study.studies import STUDIES
 from reproduce.tests.conftest import Command
 from reproduce.tests.invented import failed_row_of, row_of, write_rows
@@ -29,11 +30,11 @@ FRONTIER, RATES = STUDIES["frontier"], STUDIES["frontier-rates"]
 SIGNS = [Place(8, 1000, {0: 80.0, 1: 90.0}), Place(16, 4000, {0: 90.0, 1: 94.0})]
 
 
-def rows_of_frontier() -> list[Row]:
+def rows_of_frontier(study: Study = FRONTIER) -> list[Row]:
     """Two seeds of every cell: the wider, the better and the larger."""
     return [
         row_of(cell, seed, 0.5 + cell.model.width / 500 + seed / 100, bytes=100 * cell.model.width)
-        for cell in FRONTIER.cells
+        for cell in study.cells
         for seed in (0, 1)
     ]
 
@@ -137,11 +138,7 @@ def test_figure_of_a_narrower_run_shows_what_was_run_before(
     """That of a shortened one lies beside it."""
     whole = FRONTIER.shortened(epochs) if epochs else FRONTIER
     narrow = whole.chosen(strategies=["signs"], models=["convmixer-d2-w8"])
-    rows: list[Row] = [
-        row_of(cell, seed, 0.5 + cell.model.width / 500, bytes=100 * cell.model.width)
-        for cell in whole.cells
-        for seed in (0, 1)
-    ]
+    rows = rows_of_frontier(whole)
     assert show_finished(Console(file=StringIO()), narrow, [0], rows, tmp_path)
     drawn = tmp_path / f"frontier{whole.suffix}.svg"
     assert {path.stem for path in tmp_path.glob("frontier*")} == {drawn.stem}
